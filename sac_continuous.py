@@ -1,0 +1,638 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch==2.13.0", "gymnasium>=1,<2", "numpy>=2", "tyro>=0.9", "tqdm", "wandb"]
+# ///
+# MIT licence. Part of Marginalia: algorithms to be read beside the lecture notes.
+"""Soft Actor-Critic (SAC) for continuous actions, with automatic temperature.
+
+SAC maximises reward plus entropy, E[sum_t r_t + alpha H(pi(.|s_t))]: act well, and as randomly as
+that allows. Two critics learn the soft Q-function from replayed transitions, a Gaussian actor
+squashed by tanh climbs it, and the temperature alpha keeps the policy's entropy at a target.
+    [2018] Haarnoja et al., Soft Actor-Critic, ICML 2018, arXiv:1801.01290
+    [2019] Haarnoja et al., Soft Actor-Critic Algorithms and Applications, arXiv:1812.05905
+
+Algorithm ([2019], Algorithm 1; d = 1 where the episode terminated, which the paper leaves out)
+    initialise pi_phi, Q_1, Q_2, log alpha; target critics Qbar_i <- Q_i; replay D <- {}
+    for every environment step:
+     1  a ~ pi_phi(.|s), uniform while warming up; observe s', r, d; D <- D + {(s, a, s', r, d)}
+        for every gradient step, on a fresh batch of (s, a, s', r, d) from D:
+     2     a' ~ pi_phi(.|s'), y = r + gamma (1 - d) [min_i Qbar_i(s', a') - alpha log pi_phi(a'|s')]
+     3     Q_i       <- descend mean 1/2 (Q_i(s, a) - y)^2,  i = 1, 2
+     4     phi       <- descend mean [alpha log pi_phi(b|s) - min_i Q_i(s, b)],  b ~ pi_phi(.|s)
+     5     log alpha <- descend mean [-alpha (log pi_phi(b|s) + target entropy)]
+     6     Qbar_i    <- tau Q_i + (1 - tau) Qbar_i,  i = 1, 2
+
+Notation    s, s', a, r     obs, next_obs, action, reward     Q_1, Q_2         q1, q2
+            d               terminated                        Qbar_1, Qbar_2   q1_target, q2_target
+            b               new_action                        pi_phi           actor
+            log pi(a|s)     log_prob                          alpha            temperature()
+Shapes: B transitions in a batch, O = dim(S), A = dim(A). One number per transition is (B,).
+
+Siblings: sac_v1_value_net.py adds a value network; td3_continuous.py has a deterministic policy.
+"""
+
+import contextlib
+import copy
+import csv
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import platform
+import re
+import signal
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+from tqdm import tqdm, trange
+
+
+# === 2. Arguments =================================================================================
+@dataclasses.dataclass
+class Args:
+    env_id: str = "Pendulum-v1"
+    """gymnasium environment with vector observations and bounded continuous actions"""
+    total_timesteps: int = 10_000
+    """environment steps; one step is one transition (MuJoCo: 1_000_000)"""
+    seed: int = 1
+    """seed of PyTorch and of the training environment"""
+    device: str = "cpu"
+    """cpu, cuda or mps; networks this small gain nothing from a GPU"""
+    num_threads: int = 2
+    """PyTorch's CPU threads; 1 when several runs share the machine"""
+    hidden_dim: int = 256
+    """units in each of the two hidden layers of every network [2019, App. D]"""
+    policy_lr: float = 3e-4
+    """Adam's step size for the actor [2019, App. D]"""
+    q_lr: float = 1e-3
+    """Adam's step size for the critics [CleanRL; 2019, App. D: 3e-4]"""
+    gamma: float = 0.99
+    """discount factor per step [2019, App. D]"""
+    tau: float = 0.005
+    """share of the critics that moves into their targets at each update [2019, App. D]"""
+    batch_size: int = 256
+    """transitions per gradient update [2019, App. D]"""
+    buffer_size: int = 1_000_000
+    """transitions kept for replay [2019, App. D]; room for total_timesteps at most is made"""
+    learning_starts: int = 1_000
+    """steps of uniformly random actions before the first update (MuJoCo: 10_000)"""
+    updates_per_step: float = 1.0
+    """gradient updates per environment step; 0.5 is one update every second step"""
+    max_grad_norm: float = 0.0
+    """longest gradient, per optimizer; a longer one is scaled down; 0 = off"""
+    autotune: bool = True
+    """tune the temperature; --no-autotune keeps it at alpha"""
+    alpha: float = 0.2
+    """temperature, in units of reward: where tuning begins, or the fixed value, which may be 0"""
+    alpha_lr: float = 1e-3
+    """Adam's step size for log alpha [CleanRL; 2019, App. D: 3e-4]"""
+    target_entropy_scale: float = 1.0
+    """target entropy is -scale * dim(A) nats, for actions in [-1, 1] [2019, App. D]"""
+    log_frequency: int = 100
+    """steps between two rows of metrics.csv"""
+    eval_frequency: int = 2_500
+    """steps between two evaluations of the mean action; 0 = only at the end"""
+    eval_episodes: int = 10
+    """episodes per evaluation, from starts that are the same in every run"""
+    checkpoint_frequency: int = 25_000
+    """steps between two checkpoints; 0 = only at the end or when interrupted"""
+    resume: str = ""
+    """a run's checkpoint.pt: continue that run, in its folder, with its settings"""
+    runs_dir: str = "runs"
+    """where the run's folder is made"""
+    track: bool = False
+    """send the metrics to Weights & Biases too"""
+    wandb_project_name: str = "marginalia"
+    """Weights & Biases project"""
+    tensorboard: bool = False
+    """write the metrics for TensorBoard too"""
+    capture_video: bool = False
+    """record the first episode of every evaluation as an MP4"""
+
+
+# === 3. Environment and networks ==================================================================
+def make_env(env_id: str, **kwargs: Any) -> gym.Env:
+    """An environment that observes float32 (O,) and acts in [-1, 1]^A, each bound of its own."""
+    env = open_env(env_id, **kwargs)
+    low, high = env.action_space.low, env.action_space.high
+    unit_box = gym.spaces.Box(-1, 1, low.shape, np.float32)
+    # Clipped after rescaling: that covers actions beyond [-1, 1] and rounding at the bounds alike.
+    env = gym.wrappers.TransformAction(
+        env, lambda action: np.clip(low + (high - low) * (action + 1) / 2, low, high), unit_box
+    )
+    return gym.wrappers.DtypeObservation(env, np.float32)
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two hidden layers of rectified linear units [2019, App. D], PyTorch's initial weights."""
+    layers = nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
+    return nn.Sequential(*layers, nn.Linear(hidden, outputs))
+
+
+class Critic(nn.Module):
+    """Q(s, a): (B, O), (B, A) -> (B,)."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.net = mlp(obs_dim + action_dim, hidden_dim, 1)
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        return self.net(torch.cat([obs, action], dim=-1)).squeeze(-1)
+
+
+class Actor(nn.Module):
+    """pi_phi(a|s): a Gaussian with diagonal covariance, squashed by tanh into (-1, 1)^A."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.net = mlp(obs_dim, hidden_dim, 2 * action_dim)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """The deterministic action of evaluation, tanh(mu(s)): (B, O) -> (B, A)."""
+        mean, _ = self.net(obs).chunk(2, dim=-1)
+        return mean.tanh()
+
+    def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """A reparameterised action [2019, eq. 8] and log pi of it: (B, O) -> (B, A), (B,)."""
+        mean, log_std = self.net(obs).chunk(2, dim=-1)
+        log_std = log_std.clamp(-20, 2)  # the bounds of the authors' code, found by trial
+        noise = torch.randn_like(mean)  # what is random; mean and std carry the gradient
+        u = mean + log_std.exp() * noise
+        return u.tanh(), squashed_log_prob(u, log_std, noise)
+
+
+class Temperature(nn.Module):
+    """alpha, kept as its logarithm so that no step can make it negative."""
+
+    def __init__(self, alpha: float, trainable: bool):
+        super().__init__()
+        self.log_alpha = nn.Parameter(torch.tensor(alpha).log(), requires_grad=trainable)
+
+    def forward(self) -> Tensor:
+        return self.log_alpha.exp()
+
+
+# === 4. Replay buffer =============================================================================
+class Batch(NamedTuple):
+    obs: Tensor  # (B, O)
+    action: Tensor  # (B, A), in [-1, 1]
+    next_obs: Tensor  # (B, O), at an episode's end its last observation
+    reward: Tensor  # (B,)
+    terminated: Tensor  # (B,), 1.0 at a true end, 0.0 at a time limit
+
+
+class ReplayBuffer:
+    """The last `capacity` transitions, each a row of a table, so that a batch is one gather."""
+
+    def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: str = "cpu"):
+        self.widths = [obs_dim, action_dim, obs_dim, 1, 1]
+        self.table = np.zeros((capacity, sum(self.widths)), np.float32)  # takes memory when written
+        self.columns = np.split(self.table, np.cumsum(self.widths)[:-1], axis=1)
+        self.added = 0  # transitions ever; the next one goes to row added % capacity
+        self.device = device
+
+    def __len__(self) -> int:
+        return min(self.added, len(self.table))
+
+    def add(self, *transition: Any) -> None:
+        """Store (obs, action, next_obs, reward, terminated) over the oldest row."""
+        row = self.added % len(self.table)
+        for column, value in zip(self.columns, transition, strict=True):
+            column[row] = value
+        self.added += 1
+
+    def sample(self, batch_size: int) -> Batch:
+        """Transitions drawn uniformly and with replacement."""
+        return self.gather(torch.randint(len(self), (batch_size,)))
+
+    def gather(self, rows: Tensor) -> Batch:
+        batch = torch.from_numpy(self.table).index_select(0, rows).to(self.device)
+        obs, action, next_obs, reward, terminated = batch.split(self.widths, dim=1)
+        return Batch(obs, action, next_obs, reward.squeeze(1), terminated.squeeze(1))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"added": self.added, "table": torch.from_numpy(self.table[: len(self)])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.added = state["added"]
+        self.table[: len(state["table"])] = state["table"].numpy()
+
+
+# === 5. The algorithm =============================================================================
+def squashed_log_prob(u: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
+    """log pi(a|s) = log N(u; mean, std) - sum_j log(1 - tanh(u_j)^2), a = tanh(u)  [2018, eq. 21]
+
+    A density over [-1, 1]^A; noise = (u - mean) / std. With 1 - tanh(u)^2 = 4 / (e^u + e^-u)^2 the
+    last term neither saturates nor overflows: at u = 10 it is -18.6, but log(1 - a^2 + 1e-6) in
+    float32 is -13.8. (B, A) each -> (B,).
+    """
+    log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))
+    return (log_normal - log_slope).sum(-1)
+
+
+def soft_value(q1: Tensor, q2: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
+    """V(s) = min_i Q_i(s, a) - alpha log pi(a|s) at one a ~ pi(.|s)  [2019, eq. 3].  (B,) -> (B,)
+
+    The smaller of two critics overestimates less [2019, sec. 4.2].
+    """
+    return torch.minimum(q1, q2) - alpha * log_prob
+
+
+def bellman_target(reward: Tensor, terminated: Tensor, next_value: Tensor, gamma: float) -> Tensor:
+    """y = r + gamma (1 - d) V(s'): nothing comes after termination  [2019, eq. 2].  (B,) -> (B,)"""
+    return reward + gamma * (1 - terminated) * next_value
+
+
+def critic_loss(q: Tensor, target: Tensor) -> Tensor:
+    """J_Q(theta) = mean 1/2 (Q_theta(s, a) - y)^2; y is a constant  [2019, eq. 5].  (B,) -> ()"""
+    return 0.5 * (q - target).square().mean()
+
+
+def actor_loss(log_prob: Tensor, q1: Tensor, q2: Tensor, alpha: Tensor) -> Tensor:
+    """J_pi(phi) = mean [alpha log pi_phi(b|s) - min_i Q_i(s, b)]  [2019, eq. 9].  (B,) -> ()
+
+    phi acts through log_prob and, by way of the reparameterised b, through q1 and q2.
+    """
+    return (alpha * log_prob - torch.minimum(q1, q2)).mean()
+
+
+def temperature_loss(alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
+    """J(alpha) = mean [-alpha (log pi(b|s) + target entropy)]  [2019, eq. 18].  (B,) -> ()
+
+    Entropy above the target lowers alpha, below it raises alpha. Much code writes log alpha for
+    alpha here: its gradient lacks a factor alpha > 0, so that it comes to rest at the same place.
+    """
+    return (-alpha * (log_prob + target_entropy)).mean()
+
+
+def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float) -> None:
+    """Descend the loss by the optimizer's parameters, and compute no other gradient."""
+    parameters = optimizer.param_groups[0]["params"]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient
+    if max_grad_norm > 0:
+        nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    optimizer.step()
+
+
+@torch.no_grad()
+def update_targets(targets: list[Tensor], parameters: list[Tensor], tau: float) -> None:
+    """theta_bar <- tau theta + (1 - tau) theta_bar  [2019, Algorithm 1]"""
+    torch._foreach_lerp_(targets, parameters, tau)
+
+
+def updates_due(step: int, updates_per_step: float) -> int:
+    """Updates that follow the step-th learning step; floor(step * updates_per_step) in all."""
+    return int(step * updates_per_step) - int((step - 1) * updates_per_step) if step > 0 else 0
+
+
+# === 6. Training loop =============================================================================
+METRICS = ("critic_loss", "actor_loss", "temperature_loss", "q1", "q2", "entropy", "alpha")
+
+
+def train(args: Args) -> dict[str, Any]:
+    """Run SAC; return the last evaluation, the run's folder and the actor."""
+    if args.autotune and args.alpha == 0:
+        fail("--alpha 0 has no logarithm to tune; --no-autotune keeps it at 0")
+    run = Run(args)
+    torch.set_num_threads(args.num_threads)
+    torch.manual_seed(args.seed)
+    env = make_env(args.env_id)
+    obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
+    target_entropy = -args.target_entropy_scale * action_dim
+    actor = Actor(obs_dim, action_dim, args.hidden_dim).to(args.device)
+    q1 = Critic(obs_dim, action_dim, args.hidden_dim).to(args.device)
+    q2 = Critic(obs_dim, action_dim, args.hidden_dim).to(args.device)
+    q1_target, q2_target = copy.deepcopy(q1), copy.deepcopy(q2)
+    temperature = Temperature(args.alpha, trainable=args.autotune).to(args.device)
+    q_params = [*q1.parameters(), *q2.parameters()]
+    target_params = [*q1_target.parameters(), *q2_target.parameters()]
+    actor_optimizer = torch.optim.Adam(actor.parameters(), args.policy_lr, fused=True)
+    q_optimizer = torch.optim.Adam(q_params, args.q_lr, fused=True)
+    alpha_optimizer = torch.optim.Adam(temperature.parameters(), args.alpha_lr, fused=True)
+    capacity = min(args.buffer_size, args.total_timesteps)
+    replay = ReplayBuffer(capacity, obs_dim, action_dim, args.device)
+    run.parts = dict(actor=actor, q1=q1, q2=q2, q1_target=q1_target, q2_target=q2_target)
+    run.parts |= dict(actor_optimizer=actor_optimizer, q_optimizer=q_optimizer, replay=replay)
+    run.parts |= dict(temperature=temperature, alpha_optimizer=alpha_optimizer)
+    with run, env:
+        obs = run.start(env)
+        for step in trange(run.step + 1, args.total_timesteps + 1, disable=None):
+            # Observe and act.
+            if step <= args.learning_starts:
+                action = 2 * torch.rand(action_dim) - 1
+            else:
+                with torch.inference_mode():
+                    action, _ = actor.sample(torch.as_tensor(obs, device=args.device))
+            action = action.cpu().numpy()
+            next_obs, reward, terminated, truncated, _ = env.step(action)
+            run.record(next_obs, reward)
+
+            # Store. A time limit ends the episode but not the world: `truncated` is not kept.
+            replay.add(obs, action, next_obs, reward, terminated)
+            obs = run.reset(env) if terminated or truncated else next_obs
+
+            for _ in range(updates_due(step - args.learning_starts, args.updates_per_step)):
+                batch = replay.sample(args.batch_size)
+                alpha = temperature().detach()
+
+                # Critics. The replayed policy is gone: a' is what the current one would do.
+                with torch.no_grad():
+                    next_action, next_log_prob = actor.sample(batch.next_obs)
+                    next_q1 = q1_target(batch.next_obs, next_action)
+                    next_q2 = q2_target(batch.next_obs, next_action)
+                    next_value = soft_value(next_q1, next_q2, next_log_prob, alpha)
+                    y = bellman_target(batch.reward, batch.terminated, next_value, args.gamma)
+                old_q1, old_q2 = q1(batch.obs, batch.action), q2(batch.obs, batch.action)
+                q_loss = critic_loss(old_q1, y) + critic_loss(old_q2, y)
+                gradient_step(q_optimizer, q_loss, args.max_grad_norm)
+
+                # Actor.
+                new_action, log_prob = actor.sample(batch.obs)
+                new_q1, new_q2 = q1(batch.obs, new_action), q2(batch.obs, new_action)
+                pi_loss = actor_loss(log_prob, new_q1, new_q2, alpha)
+                gradient_step(actor_optimizer, pi_loss, args.max_grad_norm)
+
+                # Temperature, from the actor's sample.
+                if args.autotune:
+                    alpha_loss = temperature_loss(temperature(), log_prob.detach(), target_entropy)
+                    gradient_step(alpha_optimizer, alpha_loss, args.max_grad_norm)
+                    run.metrics.update(temperature_loss=alpha_loss)
+
+                # Targets.
+                update_targets(target_params, q_params, args.tau)
+                run.metrics.update(critic_loss=q_loss, actor_loss=pi_loss, q1=old_q1, q2=old_q2)
+                run.metrics.update(entropy=-log_prob, alpha=alpha)
+            run.after_step()
+        return run.finish()
+
+
+# === 7. Bookkeeping (skip on first reading) =======================================================
+COLUMNS = ("global_step", "seconds", "sps", "episodes", "episodic_return", "episodic_length")
+EVALUATION = ("eval_return_mean", "eval_return_std", "eval_episodes")
+EVAL_SEED = 1_000_000  # episode i of an evaluation is reset with EVAL_SEED + i, whatever --seed
+EXTRAS = {"track": "wandb", "tensorboard": "tensorboard", "capture_video": "moviepy pygame"}
+
+
+def fail(message: str) -> NoReturn:
+    """Leave with a message for the user instead of a traceback."""
+    raise SystemExit(f"error: {message}")
+
+
+@contextlib.contextmanager
+def explain(what: str, *errors: type[Exception]) -> Any:
+    """Make such a message of these errors."""
+    try:
+        yield
+    except errors as error:
+        fail(f"{what}: {(str(error).strip() or repr(error)).splitlines()[0]}")
+
+
+def check_args(args: Args) -> None:
+    for field in dataclasses.fields(args):
+        name, value = "--" + field.name.replace("_", "-"), getattr(args, field.name)
+        low = int(field.type is int and not name.endswith(("seed", "-starts", "-frequency")))
+        high = 1 if name in ("--gamma", "--tau") else 10**12
+        if field.type in (int, float) and not low <= value <= high:
+            fail(f"{name} must be from {low} to {high}, not {value}")
+        if value and not all(map(importlib.util.find_spec, EXTRAS.get(field.name, "").split())):
+            fail(f"{name} needs: pip install {EXTRAS[field.name]}")
+    if args.batch_size > args.buffer_size:
+        fail(f"--batch-size {args.batch_size} is larger than --buffer-size {args.buffer_size}")
+    with explain(f"--device {args.device} cannot be used here", RuntimeError, AssertionError):
+        torch.empty(0, device=args.device)
+
+
+def open_env(env_id: str, **kwargs: Any) -> gym.Env:
+    """gym.make, with a message for every environment that the networks cannot serve."""
+    mujoco = "if this is a MuJoCo task: pip install 'gymnasium[mujoco]'"
+    with explain(f"cannot make {env_id} ({mujoco})", gym.error.Error, ImportError):
+        env = gym.make(env_id, **kwargs)
+    for verb, space in (("observes", env.observation_space), ("acts in", env.action_space)):
+        if isinstance(space, gym.spaces.Dict):
+            fail(f"{env_id} {verb} a dictionary; if it holds goals, use sac_her_continuous.py")
+        vector = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
+        if not vector or not (verb == "observes" or space.is_bounded()):
+            fail(f"{env_id} {verb} {space}; needed are vectors, and for actions finite bounds")
+    return env
+
+
+def evaluate(actor: nn.Module, args: Args, video_dir: Any = None, stopped: Any = bool) -> list:
+    """Trajectories of the deterministic policy, from starts that are the same in every run.
+
+    A trajectory is a list of (obs, action, next_obs, reward, terminated, info). No random number of
+    the training run is drawn.
+    """
+    env = make_env(args.env_id, render_mode="rgb_array" if video_dir else None)
+    if video_dir:
+        env = gym.wrappers.RecordVideo(env, str(video_dir), lambda i: i == 0, disable_logger=True)
+    trajectories = [[] for _ in range(args.eval_episodes)]
+    for episode, trajectory in enumerate(trajectories):
+        obs, done = env.reset(seed=EVAL_SEED + episode)[0], False
+        while not (done or stopped()):
+            with torch.inference_mode():
+                action = actor(torch.as_tensor(obs, device=args.device)).cpu().numpy()
+            next_obs, reward, terminated, truncated, info = env.step(action)
+            trajectory.append((obs, action, next_obs, float(reward), terminated, info))
+            obs, done = next_obs, terminated or truncated
+    env.close()
+    return trajectories
+
+
+def write_file(path: Path, content: dict[str, Any]) -> None:
+    """torch.save that leaves the whole new file or the whole old one, whatever happens."""
+    unfinished = path.with_suffix(".tmp")
+    with explain(f"cannot write {path}, the last one stays", OSError, RuntimeError):
+        try:
+            with open(unfinished, "wb", buffering=0) as file:
+                torch.save(content, file)
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """A checkpoint of this script. Nothing that the file holds is executed."""
+    with explain(f"--resume {path} is not an intact checkpoint of this script", Exception):
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():  # by the checksums, which torch.load passes over
+                raise ValueError(f"{damaged} is damaged")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["args"].keys() != vars(Args()).keys():
+            raise ValueError("its settings belong to another script or version")
+    return content
+
+
+def saved_args(path: str) -> Args:
+    """The settings with which a checkpoint's run goes on; only total_timesteps may be raised."""
+    return Args(**read_checkpoint(path)["args"] | {"resume": path})
+
+
+class Run(contextlib.ExitStack):
+    """What surrounds the loop: the run's folder, metrics, evaluations, checkpoints and signals.
+
+    A checkpoint is the settings, `progress` (how far the loop has come) and the state_dict of each
+    of `parts`, after a step and before that step is evaluated and logged. That comes first when the
+    run is resumed, so that a row is neither lost nor written twice.
+    """
+
+    def __init__(self, args: Args):
+        super().__init__()
+        check_args(args)
+        self.args, self.parts, self.metrics, self.senders, self.signals = args, {}, {}, [], []
+        self.progress = {"step": 0, "seconds": 0.0, "csv_size": 0, "episodes": 0, "ended": []}
+        name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{int(time.time())}"
+        self.dir = Path(args.runs_dir, re.sub(r"[^\w.-]", "-", name))
+        if args.resume:
+            self.dir, self.saved = Path(args.resume).parent, read_checkpoint(args.resume)
+            self.progress, old = self.saved["progress"], self.saved["args"]
+            changed = {k for k in old if getattr(args, k) != old[k]} - {"resume"}
+            if changed == {"total_timesteps"} and args.total_timesteps > old["total_timesteps"]:
+                print("--total-timesteps has grown, and with it the room for replay")
+            elif changed:
+                fail(f"--resume goes on with the run's own settings; it cannot change {changed}")
+        self.step = self.progress["step"]
+        self.generators = [torch] + [getattr(torch, d) for d in ("cuda", "mps") if d in args.device]
+
+    def start(self, env: gym.Env) -> np.ndarray:
+        """Open the files; begin the first episode, or go back to where the checkpoint was taken."""
+        about = vars(self.args) | {m.__name__: m.__version__ for m in (torch, gym, np)}
+        about |= {"platform": platform.platform(), "python": sys.version, "cores": os.cpu_count()}
+        with explain(f"cannot write into {self.dir}", OSError):
+            self.dir.mkdir(parents=True, exist_ok=bool(self.args.resume))
+            (self.dir / "args.json").write_text(json.dumps(about, indent=2))
+            self.file = self.enter_context(open(self.dir / "metrics.csv", "a", 1, newline=""))
+            self.file.truncate(min(self.file.tell(), self.progress["csv_size"]))  # more comes again
+        self.csv = csv.DictWriter(self.file, COLUMNS + METRICS + EVALUATION)
+        if self.file.seek(0, os.SEEK_END) == 0:
+            self.csv.writeheader()
+        if self.args.track:
+            import wandb
+
+            where = {"dir": self.dir, "id": self.dir.name, "resume": "allow"}
+            run = wandb.init(project=self.args.wandb_project_name, config=about, **where)
+            self.senders.append(self.enter_context(run).log)
+        if self.args.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            board = self.enter_context(SummaryWriter(self.dir, purge_step=self.step + 1))
+            self.senders.append(lambda row, step: [board.add_scalar(k, row[k], step) for k in row])
+        print(f"{self.dir}: replay takes up to {self.parts['replay'].table.nbytes:,} B", flush=True)
+        with contextlib.suppress(ValueError):  # outside the main thread signals cannot be caught
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before = signal.signal(number, lambda number, _: self.signals.append(number))
+                self.callback(signal.signal, number, before)
+        self.began = time.perf_counter() - self.progress["seconds"]
+        env.reset(seed=self.args.seed)
+        return self.restore(env) if self.args.resume else self.reset(env)
+
+    def restore(self, env: gym.Env) -> np.ndarray:
+        """Load every part, replay the unfinished episode, log the step of the checkpoint."""
+        self.metrics = self.progress["metrics"]
+        for name, part in self.parts.items():
+            part.load_state_dict(self.saved["parts"][name])
+        env.unwrapped.np_random.bit_generator.state = self.progress["env_rng"]
+        obs, _ = env.reset()
+        replay, length = self.parts["replay"], len(self.progress["rewards"])
+        episode = replay.gather(torch.arange(replay.added - length, replay.added) % len(replay))
+        expected = [obs, *episode.next_obs.cpu().numpy()][-1]
+        for action in episode.action.cpu().numpy():
+            obs, *_ = env.step(action)
+        if not np.array_equal(obs, expected):
+            print("note: this environment cannot be put back exactly: not bit for bit from here")
+        for generator, state in zip(self.generators, self.progress["generators"], strict=True):
+            generator.set_rng_state(state)
+        self.after_step()
+        return obs
+
+    def reset(self, env: gym.Env) -> np.ndarray:
+        """Begin an episode, after counting the one that ended, if any."""
+        if rewards := self.progress.get("rewards"):
+            self.progress["episodes"] += 1
+            self.progress["ended"].append((sum(rewards), len(rewards)))
+        self.progress |= {"rewards": [], "env_rng": env.unwrapped.np_random.bit_generator.state}
+        obs, _ = env.reset()
+        self.check_finite(observation=obs)
+        return obs
+
+    def record(self, next_obs: np.ndarray, reward: float) -> None:
+        """Count a step."""
+        self.step += 1
+        self.progress["rewards"].append(float(reward))
+        self.check_finite(observation=next_obs, reward=reward)
+
+    def check_finite(self, **values: Any) -> None:
+        for name, value in values.items():
+            if not torch.as_tensor(value).isfinite().all():
+                fail(f"step {self.step} of {self.args.env_id}: {name} is not finite: {value}")
+
+    def mean_metrics(self) -> dict[str, float]:
+        return {name: torch.as_tensor(value).mean().item() for name, value in self.metrics.items()}
+
+    def due(self, every: int) -> bool:
+        return self.step == self.args.total_timesteps or (every > 0 and self.step % every == 0)
+
+    def after_step(self) -> None:
+        """Save, evaluate and log, each when it is due."""
+        args, step, evaluation = self.args, self.step, {}
+        if self.signals or self.due(args.checkpoint_frequency):
+            self.save()
+        if self.due(args.eval_frequency):
+            video_dir = self.dir / f"video-{step}" if args.capture_video else None
+            trajectories = evaluate(self.parts["actor"], args, video_dir, lambda: self.signals)
+            if self.signals:
+                self.save()
+            returns = [sum(step[3] for step in trajectory) for trajectory in trajectories]
+            values = np.mean(returns), np.std(returns), len(returns)
+            evaluation = zip(EVALUATION, values, strict=True)
+            tqdm.write(f"step {step}: mean return {values[0]:.1f} in evaluation", file=sys.stderr)
+        elif not self.due(args.log_frequency):
+            return
+        metrics, seconds = self.mean_metrics(), round(time.perf_counter() - self.began, 3)
+        self.check_finite(**metrics)
+        row = {"global_step": step, "seconds": seconds, "sps": round(step / seconds, 1)}
+        row |= {"episodes": self.progress["episodes"]} | metrics | dict(evaluation)
+        if ended := self.progress["ended"]:
+            row["episodic_return"], row["episodic_length"] = np.mean(ended, axis=0)
+        self.csv.writerow(row)
+        for send in self.senders:
+            send(row, step)
+        self.progress["ended"], self.row = [], row
+
+    def save(self) -> None:
+        """Write model.pt (the networks) and checkpoint.pt (everything); after a signal, leave."""
+        networks = nn.ModuleDict({k: v for k, v in self.parts.items() if isinstance(v, nn.Module)})
+        self.check_finite(**{k: v for k, v in networks.named_parameters() if v.requires_grad})
+        self.progress |= {"step": self.step, "seconds": time.perf_counter() - self.began}
+        self.progress |= {"csv_size": self.file.tell(), "metrics": self.mean_metrics()}
+        self.progress["generators"] = [generator.get_rng_state() for generator in self.generators]
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        write_file(self.dir / "model.pt", networks.state_dict())
+        content = {"args": vars(self.args), "progress": self.progress, "parts": parts}
+        write_file(self.dir / "checkpoint.pt", content)
+        if self.signals:
+            raise SystemExit(f"stopped at step {self.step}: --resume {self.dir / 'checkpoint.pt'}")
+
+    def finish(self) -> dict[str, Any]:
+        """Print the line of results; return them and the actor."""
+        results = {name: value for name, value in self.row.items() if name.startswith("eval")}
+        results |= {"global_step": self.step, "seconds": self.row["seconds"], "run_dir": self.dir}
+        print("final", *(f"{name}={value}" for name, value in results.items()), flush=True)
+        return results | {"actor": self.parts["actor"]}
+
+
+if __name__ == "__main__":
+    args = tyro.cli(Args)
+    train(tyro.cli(Args, default=saved_args(args.resume)) if args.resume else args)
