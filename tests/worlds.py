@@ -1,0 +1,126 @@
+"""Small environments with known answers, and one for each way an environment can misbehave.
+
+`worlds:Name-v0` is their id from any process that has tests/ on its path.
+"""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+
+class Corridor(gym.Env):
+    """Reward 1 at every step, whatever is done; the observation is the step number.
+
+    `ends` is the step at which the episode terminates, 0 for never.
+    """
+
+    def __init__(
+        self, ends: int = 0, obs_dim: int = 3, action_dim: int = 2, dtype: str = "float32"
+    ):
+        self.ends, self.shape, self.dtype = ends, (obs_dim,), np.dtype(dtype)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, self.shape, self.dtype.type)
+        self.action_space = gym.spaces.Box(-1, 1, (action_dim,), np.float32)
+
+    def observe(self) -> np.ndarray:
+        return np.full(self.shape, self.time, self.dtype)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple:
+        super().reset(seed=seed)
+        self.time = 0
+        return self.observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple:
+        self.time += 1
+        return self.observe(), 1.0, self.time == self.ends, False, {}
+
+
+class Bounds(gym.Env):
+    """Bounds that differ per dimension: it keeps the actions that it was given, in `seen`."""
+
+    seen: list[np.ndarray] = []
+
+    def __init__(self, low: tuple = (3.0, -1.0), high: tuple = (11.0, 0.0)):
+        self.observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+        self.action_space = gym.spaces.Box(np.float32(low), np.float32(high))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple:
+        Bounds.seen.append(np.array(action))
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+class Poisoned(Corridor):
+    """Its observation (or reward) is not finite at step `at` of its life."""
+
+    def __init__(self, what: str = "observation", at: int = 30, value: float = np.nan):
+        super().__init__()
+        self.what, self.at, self.value, self.life = what, at, value, 0
+
+    def step(self, action: np.ndarray) -> tuple:
+        obs, reward, terminated, truncated, info = super().step(action)
+        self.life += 1
+        if self.life == self.at and self.what == "observation":
+            obs = np.full(self.shape, self.value, self.dtype)
+        if self.life == self.at and self.what == "reward":
+            reward = self.value
+        if self.life == self.at and self.what == "exception":
+            raise ZeroDivisionError("a fault of the environment's own")
+        return obs, reward, terminated, truncated, info
+
+
+class Odd(Corridor):
+    """Spaces that the scripts cannot serve."""
+
+    def __init__(self, space: str):
+        super().__init__()
+        box = gym.spaces.Box(-1, 1, (3,), np.float32)
+        unbounded = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        observations = {
+            "dictionary": gym.spaces.Dict({"observation": box, "desired_goal": box}),
+            "image": gym.spaces.Box(0, 255, (8, 8, 3), np.uint8),
+            "symbol": gym.spaces.Discrete(4),
+        }
+        actions = {
+            "discrete": gym.spaces.Discrete(2),
+            "unbounded": unbounded,
+            "matrix": gym.spaces.Box(-1, 1, (2, 2), np.float32),
+        }
+        self.observation_space = observations.get(space, self.observation_space)
+        self.action_space = actions.get(space, self.action_space)
+
+
+class Stateful(Corridor):
+    """What it observes depends on how often it was reset, which no seed can put back."""
+
+    resets = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple:
+        Stateful.resets += 1
+        return super().reset(seed=seed)
+
+    def observe(self) -> np.ndarray:
+        return np.full(self.shape, self.time + 1000 * Stateful.resets, self.dtype)
+
+
+def register(name: str, world: type, limit: int | None, **kwargs: Any) -> None:
+    gym.register(f"{name}-v0", world, max_episode_steps=limit, kwargs=kwargs)
+
+
+register("Endless", Corridor, 5)  # reward 1, cut by a time limit after 5 steps
+register("Ending", Corridor, 50, ends=5)  # reward 1, terminated at step 5
+register("Both", Corridor, 5, ends=5)  # both at once
+register("OneStep", Corridor, 50, ends=1)
+register("Double", Corridor, 7, dtype="float64")
+register("Whole", Corridor, 7, dtype="int64")
+register("Lopsided", Bounds, 10)
+register("PendulumBounds", Bounds, 10, low=(-2.0,), high=(2.0,))
+register("UnitInterval", Bounds, 10, low=(0.0,), high=(1.0,))
+for what in ("observation", "reward", "exception"):
+    register(f"Poisoned-{what}", Poisoned, 10, what=what)
+for space in ("dictionary", "image", "symbol", "discrete", "unbounded", "matrix"):
+    register(f"Odd-{space}", Odd, 10, space=space)
+register("Stateful", Stateful, 40)
