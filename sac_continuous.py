@@ -434,7 +434,7 @@ def evaluate(actor: nn.Module, args: Args, video_dir: Any = None, stopped: Any =
     A trajectory is a list of (obs, action, next_obs, reward, terminated, info). No random number of
     the training run is drawn.
     """
-    env = make_env(args.env_id, render_mode="rgb_array" if video_dir else None)
+    env = make_env(args.env_id, **({"render_mode": "rgb_array"} if video_dir else {}))
     if video_dir:
         env = gym.wrappers.RecordVideo(env, str(video_dir), lambda i: i == 0, disable_logger=True)
     trajectories = [[] for _ in range(args.eval_episodes)]
@@ -600,9 +600,9 @@ class Run(contextlib.ExitStack):
             tqdm.write(f"step {step}: mean return {values[0]:.1f} in evaluation", file=sys.stderr)
         elif not self.due(args.log_frequency):
             return
-        metrics, seconds = self.mean_metrics(), round(time.perf_counter() - self.began, 3)
+        metrics, seconds = self.mean_metrics(), time.perf_counter() - self.began
         self.check_finite(**metrics)
-        row = {"global_step": step, "seconds": seconds, "sps": round(step / seconds, 1)}
+        row = {"global_step": step, "seconds": round(seconds, 3), "sps": round(step / seconds, 1)}
         row |= {"episodes": self.progress["episodes"]} | metrics | dict(evaluation)
         if ended := self.progress["ended"]:
             row["episodic_return"], row["episodic_length"] = np.mean(ended, axis=0)

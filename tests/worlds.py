@@ -12,18 +12,17 @@ import numpy as np
 class Corridor(gym.Env):
     """Reward 1 at every step, whatever is done; the observation is the step number.
 
-    `ends` is the step at which the episode terminates, 0 for never.
+    `ends` is the step at which the episode terminates, 0 for never; `blind` makes every observation
+    zero, so that there is one state and the value of going on for ever is known.
     """
 
-    def __init__(
-        self, ends: int = 0, obs_dim: int = 3, action_dim: int = 2, dtype: str = "float32"
-    ):
-        self.ends, self.shape, self.dtype = ends, (obs_dim,), np.dtype(dtype)
+    def __init__(self, ends: int = 0, dtype: str = "float32", blind: bool = False):
+        self.ends, self.shape, self.dtype, self.blind = ends, (3,), np.dtype(dtype), blind
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, self.shape, self.dtype.type)
-        self.action_space = gym.spaces.Box(-1, 1, (action_dim,), np.float32)
+        self.action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
 
     def observe(self) -> np.ndarray:
-        return np.full(self.shape, self.time, self.dtype)
+        return np.full(self.shape, 0 if self.blind else self.time, self.dtype)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple:
         super().reset(seed=seed)
@@ -72,6 +71,34 @@ class Poisoned(Corridor):
         return obs, reward, terminated, truncated, info
 
 
+class Target(Corridor):
+    """The nearer the action is to a point, the better: there is something to be gained by order."""
+
+    def step(self, action: np.ndarray) -> tuple:
+        obs, _, *rest = super().step(action)
+        return obs, -float(np.sum((action - 0.3) ** 2)), *rest
+
+
+class Regulator(Corridor):
+    """x' = a x + b u, reward -(q x^2 + r u^2): its solution is known from the Riccati equation."""
+
+    a, b, q, r = 1.0, 0.5, 1.0, 0.5
+
+    def observe(self) -> np.ndarray:
+        return np.array([self.x, 0, 0], self.dtype)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple:
+        gym.Env.reset(self, seed=seed)
+        self.x = self.np_random.uniform(-1, 1)
+        return self.observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple:
+        u = float(action[0])
+        reward = -(self.q * self.x**2 + self.r * u**2)
+        self.x = self.a * self.x + self.b * u
+        return self.observe(), reward, False, False, {}
+
+
 class Odd(Corridor):
     """Spaces that the scripts cannot serve."""
 
@@ -111,8 +138,11 @@ def register(name: str, world: type, limit: int | None, **kwargs: Any) -> None:
 
 
 register("Endless", Corridor, 5)  # reward 1, cut by a time limit after 5 steps
+register("Forever", Corridor, 5, blind=True)  # the same, without knowing the time
 register("Ending", Corridor, 50, ends=5)  # reward 1, terminated at step 5
 register("Both", Corridor, 5, ends=5)  # both at once
+register("Target", Target, 10, blind=True)
+register("Regulator", Regulator, 10)
 register("OneStep", Corridor, 50, ends=1)
 register("Double", Corridor, 7, dtype="float64")
 register("Whole", Corridor, 7, dtype="int64")

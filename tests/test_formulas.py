@@ -1,0 +1,355 @@
+"""Each formula of SAC against a NumPy float64 version written from the papers."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import sac_continuous as sac
+
+B, OBS, ACT = 7, 5, 3  # odd sizes: a (B,) that meets a (B, 1) cannot hide
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def log_slope(u):
+    """log(1 - tanh(u)^2) = log 4 - 2 log(e^u + e^-u)."""
+    return np.log(4) - 2 * np.logaddexp(u, -u)
+
+
+def log_normal(x, mean, std):
+    return -0.5 * ((x - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
+
+
+def log_prob_of(u, mean, std):
+    """The function under test, on NumPy arrays (B, ACT)."""
+    u, mean, std = (torch.as_tensor(np.broadcast_to(x, np.shape(u)).copy()) for x in (u, mean, std))
+    return sac.squashed_log_prob(u, std.log(), (u - mean) / std).numpy()
+
+
+# --- log pi -------------------------------------------------------------------------------------
+
+
+def test_log_prob_is_the_change_of_variables():
+    rng = np.random.default_rng(0)
+    mean, std, noise = (
+        rng.normal(size=(B, ACT)),
+        rng.uniform(0.1, 2, (B, ACT)),
+        rng.normal(size=(B, ACT)),
+    )
+    u = mean + std * noise
+    expected = (log_normal(u, mean, std) - log_slope(u)).sum(1)
+    got = log_prob_of(u, mean, std)
+    assert got.shape == (B,)
+    np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("mean, std", [(0.0, 0.5), (1.5, 1.0), (-0.7, 0.2), (0.0, 2.0)])
+def test_density_integrates_to_one_over_the_action_interval(mean, std):
+    u = np.linspace(mean - 12 * std, mean + 12 * std, 200_001)
+    density = np.exp(log_prob_of(u[:, None], mean, std))
+    assert np.trapezoid(density, np.tanh(u)) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("u", [-10.0, 10.0])
+def test_log_slope_is_right_where_the_naive_form_saturates(u):
+    value = torch.full((1, 1), u)  # float32
+    log_slope_here = -sac.squashed_log_prob(value, torch.zeros(1, 1), torch.zeros(1, 1)).item()
+    log_slope_here -= 0.5 * np.log(2 * np.pi)
+    assert log_slope_here == pytest.approx(log_slope(u), abs=1e-4)
+    assert log_slope_here == pytest.approx(-18.61, abs=0.01)
+    naive = torch.log(1 - value.tanh() ** 2 + 1e-6).item()
+    assert naive == pytest.approx(-13.8, abs=0.05)  # what the formula is there to avoid
+
+
+def test_log_prob_and_its_gradient_are_finite_far_out():
+    u = torch.linspace(-50, 50, 101).unsqueeze(1).requires_grad_()
+    value = sac.squashed_log_prob(u, torch.zeros_like(u), torch.zeros_like(u))
+    (gradient,) = torch.autograd.grad(value.sum(), u)
+    assert value.isfinite().all() and gradient.isfinite().all()
+    # d/du of -log(1 - tanh(u)^2) is 2 tanh(u)
+    torch.testing.assert_close(gradient, 2 * u.detach().tanh())
+
+
+# --- the actor ----------------------------------------------------------------------------------
+
+
+def test_sample_agrees_with_the_distribution_that_the_network_describes(monkeypatch):
+    actor, obs = sac.Actor(OBS, ACT, 16), torch.randn(B, OBS)
+    noise = torch.randn(B, ACT)
+    monkeypatch.setattr(torch, "randn_like", lambda _: noise)
+    action, log_prob = actor.sample(obs)
+    mean, log_std = actor.net(obs).detach().double().numpy().reshape(B, 2, ACT).transpose(1, 0, 2)
+    u = mean + np.exp(log_std) * noise.numpy()
+    assert action.shape == (B, ACT) and log_prob.shape == (B,)
+    np.testing.assert_allclose(action.detach(), np.tanh(u), atol=1e-6)
+    expected = (log_normal(u, mean, np.exp(log_std)) - log_slope(u)).sum(1)
+    np.testing.assert_allclose(log_prob.detach(), expected, atol=1e-5)
+    np.testing.assert_allclose(actor(obs).detach(), np.tanh(mean), atol=1e-6)
+
+
+def test_log_std_stays_between_its_bounds():
+    actor, obs = sac.Actor(OBS, ACT, 16), torch.randn(B, OBS)
+    for bias, bound in ((100.0, 2.0), (-100.0, -20.0)):
+        nn.init.constant_(actor.net[-1].bias[ACT:], bias)
+        _, log_prob = actor.sample(obs)
+        assert log_prob.isfinite().all()
+        assert actor.net(obs)[:, ACT:].clamp(-20, 2).eq(bound).all()
+    # with the smallest standard deviation the sample is the mean
+    torch.testing.assert_close(actor.sample(obs)[0], actor(obs), atol=1e-6, rtol=0)
+
+
+def test_one_observation_needs_no_batch():
+    actor = sac.Actor(OBS, ACT, 16)
+    action, log_prob = actor.sample(torch.randn(OBS))
+    assert action.shape == (ACT,) and log_prob.shape == ()
+
+
+# --- targets and losses -------------------------------------------------------------------------
+
+
+def random_batch():
+    reward, q1, q2, log_prob = torch.randn(4, B).double().unbind()
+    terminated = torch.tensor([0, 1, 0, 1, 0, 0, 1]).double()
+    return reward, terminated, q1, q2, log_prob
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2, 3.0])
+def test_soft_target_by_hand(alpha):
+    reward, terminated, q1, q2, log_prob = random_batch()
+    y = sac.bellman_target(
+        reward, terminated, sac.soft_value(q1, q2, log_prob, torch.tensor(alpha)), 0.9
+    )
+    for i in range(B):
+        following = min(q1[i].item(), q2[i].item()) - alpha * log_prob[i].item()
+        expected = reward[i].item() + (0 if terminated[i] else 0.9 * following)
+        assert y[i].item() == pytest.approx(expected, abs=1e-6)
+    assert y.shape == (B,)
+    assert (y == reward)[terminated == 1].all()  # exactly r, whatever alpha
+
+
+def test_critic_loss_and_gradient():
+    q, y = torch.randn(B).double().requires_grad_(), torch.randn(B).double()
+    loss = sac.critic_loss(q, y)
+    error = (q - y).detach().numpy()
+    assert loss.shape == () and loss.item() == pytest.approx(0.5 * np.mean(error**2))
+    np.testing.assert_allclose(torch.autograd.grad(loss, q)[0], error / B)
+
+
+def test_actor_loss_is_the_mean_of_alpha_log_pi_minus_the_smaller_q():
+    _, _, q1, q2, log_prob = (x.requires_grad_() for x in random_batch())
+    loss = sac.actor_loss(log_prob, q1, q2, torch.tensor(0.3))
+    smaller = np.minimum(q1.detach().numpy(), q2.detach().numpy())
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(np.mean(0.3 * log_prob.detach().numpy() - smaller))
+    gradients = torch.autograd.grad(loss, (log_prob, q1, q2))
+    np.testing.assert_allclose(gradients[0], np.full(B, 0.3 / B), rtol=1e-6)
+    first = (q1 < q2).numpy()
+    np.testing.assert_allclose(gradients[1], np.where(first, -1 / B, 0))
+    np.testing.assert_allclose(gradients[2], np.where(first, 0, -1 / B))
+
+
+def numpy_mlp(parameters, x):
+    w1, b1, w2, b2, w3, b3 = parameters
+    h = np.maximum(x @ w1.T + b1, 0)
+    h = np.maximum(h @ w2.T + b2, 0)
+    return h @ w3.T + b3
+
+
+def test_actor_gradient_through_the_reparameterised_action(monkeypatch):
+    """Finite differences of J_pi written in NumPy, for some weights of every layer."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        actor = sac.Actor(OBS, ACT, 8)
+        q1, q2 = sac.Critic(OBS, ACT, 8), sac.Critic(OBS, ACT, 8)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    obs, noise, alpha = torch.randn(B, OBS).double(), torch.randn(B, ACT).double(), 0.7
+    monkeypatch.setattr(torch, "randn_like", lambda _: noise)
+    action, log_prob = actor.sample(obs)
+    loss = sac.actor_loss(log_prob, q1(obs, action), q2(obs, action), torch.tensor(alpha))
+    gradients = torch.autograd.grad(loss, list(actor.parameters()))
+
+    weights = [p.detach().numpy().copy() for p in actor.parameters()]
+    critics = [[p.detach().numpy() for p in q.parameters()] for q in (q1, q2)]
+
+    def objective():
+        mean, log_std = np.split(numpy_mlp(weights, obs.numpy()), 2, axis=1)
+        u = mean + np.exp(log_std) * noise.numpy()
+        log_pi = (log_normal(u, mean, np.exp(log_std)) - log_slope(u)).sum(1)
+        state_action = np.concatenate([obs.numpy(), np.tanh(u)], axis=1)
+        return np.mean(
+            alpha * log_pi - np.minimum(*(numpy_mlp(c, state_action)[:, 0] for c in critics))
+        )
+
+    assert loss.item() == pytest.approx(objective())
+    rng = np.random.default_rng(0)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        for index in rng.integers(weight.size, size=4):
+            old, step = weight.flat[index], 1e-6
+            values = []
+            for sign in (1, -1):
+                weight.flat[index] = old + sign * step
+                values.append(objective())
+            weight.flat[index] = old
+            slope = (values[0] - values[1]) / (2 * step)
+            assert gradient.flatten()[index].item() == pytest.approx(slope, abs=1e-7)
+
+
+@pytest.mark.parametrize("entropy, direction", [(-2.0, 1), (0.5, -1)])
+def test_temperature_moves_towards_the_target_entropy(entropy, direction):
+    """Entropy below its target (-1) raises alpha, above it lowers alpha; alpha stays positive."""
+    temperature = sac.Temperature(0.5, trainable=True)
+    log_prob = torch.full((B,), -entropy)
+    loss = sac.temperature_loss(temperature(), log_prob, target_entropy=-1.0)
+    assert loss.item() == pytest.approx(-0.5 * (-entropy - 1.0))
+    (gradient,) = torch.autograd.grad(loss, temperature.log_alpha)
+    assert gradient.item() == pytest.approx(
+        -0.5 * (-entropy - 1.0)
+    )  # d alpha / d log alpha = alpha
+    optimizer = torch.optim.Adam(temperature.parameters(), lr=0.1)
+    for _ in range(300):
+        loss = sac.temperature_loss(temperature(), log_prob, target_entropy=-1.0)
+        sac.gradient_step(optimizer, loss, 0)
+        assert temperature() > 0
+    assert (temperature().item() - 0.5) * direction > 0
+
+
+def test_a_fixed_temperature_is_what_was_asked_for():
+    for alpha in (0.0, 0.2, 5.0):
+        assert sac.Temperature(alpha, trainable=False)().item() == pytest.approx(alpha)
+    assert sac.Temperature(0.0, trainable=False)().item() == 0  # the conventional objective
+
+
+# --- steps --------------------------------------------------------------------------------------
+
+
+def gradients_of(*modules):
+    return [p.grad for module in modules for p in module.parameters()]
+
+
+def test_no_step_leaks_into_another_network():
+    actor, q1, q2 = sac.Actor(OBS, ACT, 16), sac.Critic(OBS, ACT, 16), sac.Critic(OBS, ACT, 16)
+    temperature, obs = sac.Temperature(0.2, trainable=True), torch.randn(B, OBS)
+    adam = {name: torch.optim.Adam(m.parameters()) for name, m in
+            (("actor", actor), ("q1", q1), ("temperature", temperature))}  # fmt: skip
+
+    action, log_prob = actor.sample(obs)
+    loss = sac.temperature_loss(temperature(), log_prob.detach(), -1.0)
+    sac.gradient_step(adam["temperature"], loss, 0)
+    assert all(g is None for g in gradients_of(actor, q1, q2))
+
+    loss = sac.actor_loss(log_prob, q1(obs, action), q2(obs, action), temperature().detach())
+    before = copy.deepcopy(q1.state_dict()), temperature().item()
+    temperature.log_alpha.grad = None
+    sac.gradient_step(adam["actor"], loss, 0)
+    assert all(g is not None for g in gradients_of(actor))
+    assert all(g is None for g in gradients_of(q1, q2, temperature))
+    assert all(torch.equal(v, before[0][k]) for k, v in q1.state_dict().items())
+    assert temperature().item() == before[1]
+
+    for p in actor.parameters():
+        p.grad = None
+    loss = sac.critic_loss(q1(obs, action.detach()), torch.zeros(B))
+    sac.gradient_step(adam["q1"], loss, 0)
+    assert all(g is not None for g in gradients_of(q1))
+    assert all(g is None for g in gradients_of(actor, q2, temperature))
+
+
+@pytest.mark.parametrize("limit", [0, 0.1, 1e9])
+def test_gradient_norm_is_limited_by_the_flag_alone(limit):
+    q, obs, action = sac.Critic(OBS, ACT, 16), torch.randn(B, OBS), torch.randn(B, ACT)
+    target = 100 * torch.ones(B)
+    loss = sac.critic_loss(q(obs, action), target)
+    expected = torch.autograd.grad(loss, list(q.parameters()))
+    norm = torch.cat([g.flatten() for g in expected]).norm()
+    sac.gradient_step(
+        torch.optim.SGD(q.parameters(), 0.0), sac.critic_loss(q(obs, action), target), limit
+    )
+    factor = min(1.0, limit / norm.item()) if limit else 1.0
+    for got, gradient in zip(gradients_of(q), expected, strict=True):
+        torch.testing.assert_close(got, factor * gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_target_networks_follow_slowly():
+    q, target = sac.Critic(OBS, ACT, 16), sac.Critic(OBS, ACT, 16)
+    expected = [
+        0.1 * p.detach().numpy() + 0.9 * t.detach().numpy()
+        for p, t in zip(q.parameters(), target.parameters(), strict=True)
+    ]
+    sac.update_targets([*target.parameters()], [*q.parameters()], 0.1)
+    for t, e in zip(target.parameters(), expected, strict=True):
+        np.testing.assert_allclose(t.detach(), e, atol=1e-7)
+    sac.update_targets([*target.parameters()], [*q.parameters()], 1.0)
+    assert all(torch.equal(t, p) for t, p in zip(target.parameters(), q.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("rate", [0, 0.1, 0.25, 0.3, 0.5, 1, 1.5, 2, 3])
+def test_fractional_updates_per_step(rate):
+    due = [sac.updates_due(step, rate) for step in range(-5, 1001)]
+    assert sum(due[:6]) == 0  # before learning starts, and at its zeroth step
+    counts = np.cumsum(due[6:])
+    assert all(count == int(step * rate) for step, count in enumerate(counts, start=1))
+    assert max(due) - min(due[6:]) <= 1  # evenly spread
+
+
+# --- replay -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("added", [1, 4, 5, 6, 13])
+def test_replay_keeps_the_latest_transitions(added):
+    buffer, kept = sac.ReplayBuffer(5, OBS, ACT), {}
+    for i in range(added):
+        transition = (
+            np.full(OBS, i),
+            np.full(ACT, -i),
+            np.full(OBS, i + 0.5),
+            10.0 * i,
+            i % 2 == 1,
+        )
+        buffer.add(*transition)
+        kept[i] = transition
+    latest = sorted(kept)[-5:]
+    assert len(buffer) == len(latest)
+    batch = buffer.sample(400)
+    assert batch.obs.shape == (400, OBS) and batch.action.shape == (400, ACT)
+    assert batch.reward.shape == batch.terminated.shape == (400,)
+    assert all(field.dtype == torch.float32 for field in batch)
+    assert set(batch.obs[:, 0].int().tolist()) == set(latest)  # all of them, and no others
+    for row in zip(*batch, strict=True):
+        expected = kept[int(row[0][0])]
+        for got, value in zip(row, expected, strict=True):
+            np.testing.assert_array_equal(got, np.asarray(value, np.float32))
+
+
+def test_replay_draws_uniformly_with_replacement():
+    buffer = sac.ReplayBuffer(10, 1, 1)
+    for i in range(10):
+        buffer.add(i, 0, 0, 0, False)
+    counts = np.bincount(buffer.sample(100_000).obs[:, 0].int(), minlength=10)
+    expected, sigma = 10_000, np.sqrt(100_000 * 0.1 * 0.9)
+    assert (abs(counts - expected) < 5 * sigma).all()
+
+
+def test_replay_goes_through_a_checkpoint_and_into_a_larger_buffer():
+    small, large = sac.ReplayBuffer(6, 1, 1), sac.ReplayBuffer(9, 1, 1)
+    for i in range(6):
+        small.add(i, 0, 0, 0, False)
+    large.load_state_dict(small.state_dict())
+    for i in range(6, 12):
+        large.add(i, 0, 0, 0, False)
+    assert sorted(large.table[:, 0]) == list(range(3, 12))
+
+
+def test_replay_reserves_no_memory_before_it_is_written():
+    resource = pytest.importorskip("resource", reason="POSIX only")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    buffer = sac.ReplayBuffer(2_000_000, 100, 10)  # 1.7 GB if it were committed
+    buffer.add(np.zeros(100), np.zeros(10), np.zeros(100), 0, False)
+    assert buffer.table.nbytes > 1.5e9
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB (macOS: B)

@@ -1,0 +1,17 @@
+"""Slow: each script solves Pendulum-v1 with no flag but its seed."""
+
+import importlib
+
+import pytest
+
+SCRIPTS = ["sac_continuous"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_pendulum_is_solved(script, seed, tmp_path):
+    module = importlib.import_module(script)
+    results = module.train(module.Args(seed=seed, runs_dir=str(tmp_path)))
+    print(script, seed, results["eval_return_mean"], results["seconds"])
+    assert results["eval_return_mean"] >= -200
