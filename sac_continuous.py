@@ -22,7 +22,7 @@ Algorithm ([2019], Algorithm 1; d = 1 where the episode terminated, which the pa
      5     log alpha <- descend mean [-alpha (log pi_phi(b|s) + target entropy)]
      6     Qbar_i    <- tau Q_i + (1 - tau) Qbar_i,  i = 1, 2
 
-Notation    s, s', a, r     obs, next_obs, action, reward     Q_1, Q_2         q1, q2
+Notation    s, s', a, r     obs, next_obs, action, reward     Q_1, Q_2         q1, q2 (theta)
             d               terminated                        Qbar_1, Qbar_2   q1_target, q2_target
             b               new_action                        pi_phi           actor
             log pi(a|s)     log_prob                          alpha            temperature()
@@ -46,7 +46,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -66,8 +66,8 @@ class Args:
     """environment steps; one step is one transition (MuJoCo: 1_000_000)"""
     seed: int = 1
     """seed of PyTorch and of the training environment"""
-    device: str = "cpu"
-    """cpu, cuda or mps; networks this small gain nothing from a GPU"""
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    """networks this small gain nothing from a GPU"""
     num_threads: int = 2
     """PyTorch's CPU threads; 1 when several runs share the machine"""
     hidden_dim: int = 256
@@ -83,13 +83,13 @@ class Args:
     batch_size: int = 256
     """transitions per gradient update [2019, App. D]"""
     buffer_size: int = 1_000_000
-    """transitions kept for replay [2019, App. D]; room for total_timesteps at most is made"""
+    """transitions kept for replay [2019, App. D]; never more than total_timesteps"""
     learning_starts: int = 1_000
     """steps of uniformly random actions before the first update (MuJoCo: 10_000)"""
     updates_per_step: float = 1.0
     """gradient updates per environment step; 0.5 is one update every second step"""
     max_grad_norm: float = 0.0
-    """longest gradient, per optimizer; a longer one is scaled down; 0 = off"""
+    """largest norm of an optimizer's gradient; a longer one is scaled down to it; 0 = off"""
     autotune: bool = True
     """tune the temperature; --no-autotune keeps it at alpha"""
     alpha: float = 0.2
@@ -101,7 +101,7 @@ class Args:
     log_frequency: int = 100
     """steps between two rows of metrics.csv"""
     eval_frequency: int = 2_500
-    """steps between two evaluations of the mean action; 0 = only at the end"""
+    """steps between two evaluations of the action tanh(mu(s)); 0 = only at the end"""
     eval_episodes: int = 10
     """episodes per evaluation, from starts that are the same in every run"""
     checkpoint_frequency: int = 25_000
@@ -122,7 +122,7 @@ class Args:
 
 # === 3. Environment and networks ==================================================================
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
-    """An environment that observes float32 (O,) and acts in [-1, 1]^A, each bound of its own."""
+    """An environment that observes float32 (O,) and acts in [-1, 1]^A, whatever its own bounds."""
     env = open_env(env_id, **kwargs)
     low, high = env.action_space.low, env.action_space.high
     unit_box = gym.spaces.Box(-1, 1, low.shape, np.float32)
@@ -130,7 +130,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     env = gym.wrappers.TransformAction(
         env, lambda action: np.clip(low + (high - low) * (action + 1) / 2, low, high), unit_box
     )
-    return gym.wrappers.DtypeObservation(env, np.float32)
+    return gym.wrappers.TransformObservation(env, lambda obs: np.array(obs, np.float32), None)
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -166,8 +166,8 @@ class Actor(nn.Module):
         """A reparameterised action [2019, eq. 8] and log pi of it: (B, O) -> (B, A), (B,)."""
         mean, log_std = self.net(obs).chunk(2, dim=-1)
         log_std = log_std.clamp(-20, 2)  # the bounds of the authors' code, found by trial
-        noise = torch.randn_like(mean)  # what is random; mean and std carry the gradient
-        u = mean + log_std.exp() * noise
+        noise = torch.randn_like(mean)  # epsilon ~ N(0, I), which does not depend on phi
+        u = mean + log_std.exp() * noise  # mu + sigma epsilon, differentiable in mu and sigma
         return u.tanh(), squashed_log_prob(u, log_std, noise)
 
 
@@ -192,13 +192,13 @@ class Batch(NamedTuple):
 
 
 class ReplayBuffer:
-    """The last `capacity` transitions, each a row of a table, so that a batch is one gather."""
+    """The last `capacity` transitions, one to a table row, so that one indexing fetches a batch."""
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: str = "cpu"):
         self.widths = [obs_dim, action_dim, obs_dim, 1, 1]
-        self.table = np.zeros((capacity, sum(self.widths)), np.float32)  # takes memory when written
+        self.table = np.zeros((capacity, sum(self.widths)), np.float32)  # memory used as it fills
         self.columns = np.split(self.table, np.cumsum(self.widths)[:-1], axis=1)
-        self.added = 0  # transitions ever; the next one goes to row added % capacity
+        self.added = 0  # how many ever; the next one goes to row added % capacity
         self.device = device
 
     def __len__(self) -> int:
@@ -233,18 +233,18 @@ def squashed_log_prob(u: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
     """log pi(a|s) = log N(u; mean, std) - sum_j log(1 - tanh(u_j)^2), a = tanh(u)  [2018, eq. 21]
 
     A density over [-1, 1]^A; noise = (u - mean) / std. With 1 - tanh(u)^2 = 4 / (e^u + e^-u)^2 the
-    last term neither saturates nor overflows: at u = 10 it is -18.6, but log(1 - a^2 + 1e-6) in
+    logarithm neither saturates nor overflows: at u = 10 it is -18.6, but log(1 - a^2 + 1e-6) in
     float32 is -13.8. (B, A) each -> (B,).
     """
     log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))
+    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 - tanh(u)^2)
     return (log_normal - log_slope).sum(-1)
 
 
 def soft_value(q1: Tensor, q2: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
     """V(s) = min_i Q_i(s, a) - alpha log pi(a|s) at one a ~ pi(.|s)  [2019, eq. 3].  (B,) -> (B,)
 
-    The smaller of two critics overestimates less [2019, sec. 4.2].
+    The smaller of two critics overestimates less [2019, sec. 6].
     """
     return torch.minimum(q1, q2) - alpha * log_prob
 
@@ -256,7 +256,7 @@ def bellman_target(reward: Tensor, terminated: Tensor, next_value: Tensor, gamma
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:
     """J_Q(theta) = mean 1/2 (Q_theta(s, a) - y)^2; y is a constant  [2019, eq. 5].  (B,) -> ()"""
-    return 0.5 * (q - target).square().mean()
+    return 0.5 * F.mse_loss(q, target)
 
 
 def actor_loss(log_prob: Tensor, q1: Tensor, q2: Tensor, alpha: Tensor) -> Tensor:
@@ -277,7 +277,7 @@ def temperature_loss(alpha: Tensor, log_prob: Tensor, target_entropy: float) -> 
 
 
 def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float) -> None:
-    """Descend the loss by the optimizer's parameters, and compute no other gradient."""
+    """One optimizer step down the loss; only its own parameters' gradients are computed."""
     parameters = optimizer.param_groups[0]["params"]
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
         parameter.grad = gradient
@@ -293,7 +293,7 @@ def update_targets(targets: list[Tensor], parameters: list[Tensor], tau: float) 
 
 
 def updates_due(step: int, updates_per_step: float) -> int:
-    """Updates that follow the step-th learning step; floor(step * updates_per_step) in all."""
+    """Updates after step number `step` since the warm-up; floor(step * updates_per_step) in all."""
     return int(step * updates_per_step) - int((step - 1) * updates_per_step) if step > 0 else 0
 
 
@@ -305,7 +305,7 @@ def train(args: Args) -> dict[str, Any]:
     """Run SAC; return the last evaluation, the run's folder and the actor."""
     if args.autotune and args.alpha == 0:
         fail("--alpha 0 has no logarithm to tune; --no-autotune keeps it at 0")
-    run = Run(args)
+    run = Run(args)  # room 7: the run's folder, metrics, checkpoints
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(args.seed)
     env = make_env(args.env_id)
@@ -325,7 +325,7 @@ def train(args: Args) -> dict[str, Any]:
     replay = ReplayBuffer(capacity, obs_dim, action_dim, args.device)
     run.parts = dict(actor=actor, q1=q1, q2=q2, q1_target=q1_target, q2_target=q2_target)
     run.parts |= dict(actor_optimizer=actor_optimizer, q_optimizer=q_optimizer, replay=replay)
-    run.parts |= dict(temperature=temperature, alpha_optimizer=alpha_optimizer)
+    run.parts |= dict(temperature=temperature, alpha_optimizer=alpha_optimizer)  # all is saved
     with run, env:
         obs = run.start(env)
         for step in trange(run.step + 1, args.total_timesteps + 1, disable=None):
@@ -347,15 +347,15 @@ def train(args: Args) -> dict[str, Any]:
                 batch = replay.sample(args.batch_size)
                 alpha = temperature().detach()
 
-                # Critics. The replayed policy is gone: a' is what the current one would do.
+                # Critics. a' comes from the current policy; the one that chose a is long replaced.
                 with torch.no_grad():
                     next_action, next_log_prob = actor.sample(batch.next_obs)
                     next_q1 = q1_target(batch.next_obs, next_action)
                     next_q2 = q2_target(batch.next_obs, next_action)
                     next_value = soft_value(next_q1, next_q2, next_log_prob, alpha)
                     y = bellman_target(batch.reward, batch.terminated, next_value, args.gamma)
-                old_q1, old_q2 = q1(batch.obs, batch.action), q2(batch.obs, batch.action)
-                q_loss = critic_loss(old_q1, y) + critic_loss(old_q2, y)
+                q1_value, q2_value = q1(batch.obs, batch.action), q2(batch.obs, batch.action)
+                q_loss = critic_loss(q1_value, y) + critic_loss(q2_value, y)
                 gradient_step(q_optimizer, q_loss, args.max_grad_norm)
 
                 # Actor.
@@ -372,7 +372,7 @@ def train(args: Args) -> dict[str, Any]:
 
                 # Targets.
                 update_targets(target_params, q_params, args.tau)
-                run.metrics.update(critic_loss=q_loss, actor_loss=pi_loss, q1=old_q1, q2=old_q2)
+                run.metrics.update(critic_loss=q_loss, actor_loss=pi_loss, q1=q1_value, q2=q2_value)
                 run.metrics.update(entropy=-log_prob, alpha=alpha)
             run.after_step()
         return run.finish()
@@ -396,7 +396,7 @@ def explain(what: str, *errors: type[Exception]) -> Any:
     try:
         yield
     except errors as error:
-        fail(f"{what}: {(str(error).strip() or repr(error)).splitlines()[0]}")
+        fail(f"{what}: {(str(error).strip() or repr(error)).splitlines()[0][:300]}")
 
 
 def check_args(args: Args) -> None:
@@ -416,7 +416,7 @@ def check_args(args: Args) -> None:
 
 def open_env(env_id: str, **kwargs: Any) -> gym.Env:
     """gym.make, with a message for every environment that the networks cannot serve."""
-    mujoco = "if this is a MuJoCo task: pip install 'gymnasium[mujoco]'"
+    mujoco = 'if this is a MuJoCo task: pip install "gymnasium[mujoco]"'
     with explain(f"cannot make {env_id} ({mujoco})", gym.error.Error, ImportError):
         env = gym.make(env_id, **kwargs)
     for verb, space in (("observes", env.observation_space), ("acts in", env.action_space)):
@@ -428,7 +428,7 @@ def open_env(env_id: str, **kwargs: Any) -> gym.Env:
     return env
 
 
-def evaluate(actor: nn.Module, args: Args, video_dir: Any = None, stopped: Any = bool) -> list:
+def evaluate(actor: nn.Module, args: Args, video_dir=None, stopped=lambda: False) -> list:
     """Trajectories of the deterministic policy, from starts that are the same in every run.
 
     A trajectory is a list of (obs, action, next_obs, reward, terminated, info). No random number of
@@ -454,13 +454,13 @@ def write_file(path: Path, content: dict[str, Any]) -> None:
     """torch.save that leaves the whole new file or the whole old one, whatever happens."""
     unfinished = path.with_suffix(".tmp")
     with explain(f"cannot write {path}, the last one stays", OSError, RuntimeError):
-        try:
-            with open(unfinished, "wb", buffering=0) as file:
+        with contextlib.ExitStack() as stack:
+            stack.callback(unfinished.unlink, missing_ok=True)
+            with open(unfinished, "wb") as file:
                 torch.save(content, file)
+                file.flush()
                 os.fsync(file.fileno())
             os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -496,7 +496,7 @@ class Run(contextlib.ExitStack):
         name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{int(time.time())}"
         self.dir = Path(args.runs_dir, re.sub(r"[^\w.-]", "-", name))
         if args.resume:
-            self.dir, self.saved = Path(args.resume).parent, read_checkpoint(args.resume)
+            self.dir, self.saved = Path(args.resume).resolve().parent, read_checkpoint(args.resume)
             self.progress, old = self.saved["progress"], self.saved["args"]
             changed = {k for k in old if getattr(args, k) != old[k]} - {"resume"}
             if changed == {"total_timesteps"} and args.total_timesteps > old["total_timesteps"]:
@@ -522,18 +522,18 @@ class Run(contextlib.ExitStack):
             import wandb
 
             where = {"dir": self.dir, "id": self.dir.name, "resume": "allow"}
-            run = wandb.init(project=self.args.wandb_project_name, config=about, **where)
+            with explain("--track", wandb.errors.Error):
+                run = wandb.init(project=self.args.wandb_project_name, config=about, **where)
             self.senders.append(self.enter_context(run).log)
         if self.args.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            board = self.enter_context(SummaryWriter(self.dir, purge_step=self.step + 1))
+            board = self.enter_context(SummaryWriter(self.dir, purge_step=self.step))
             self.senders.append(lambda row, step: [board.add_scalar(k, row[k], step) for k in row])
         print(f"{self.dir}: replay takes up to {self.parts['replay'].table.nbytes:,} B", flush=True)
         with contextlib.suppress(ValueError):  # outside the main thread signals cannot be caught
-            for number in (signal.SIGINT, signal.SIGTERM):
-                before = signal.signal(number, lambda number, _: self.signals.append(number))
-                self.callback(signal.signal, number, before)
+            for n in (signal.SIGINT, signal.SIGTERM):
+                self.callback(signal.signal, n, signal.signal(n, lambda *s: self.signals.append(s)))
         self.began = time.perf_counter() - self.progress["seconds"]
         env.reset(seed=self.args.seed)
         return self.restore(env) if self.args.resume else self.reset(env)
@@ -542,7 +542,7 @@ class Run(contextlib.ExitStack):
         """Load every part, replay the unfinished episode, log the step of the checkpoint."""
         self.metrics = self.progress["metrics"]
         for name, part in self.parts.items():
-            part.load_state_dict(self.saved["parts"][name])
+            part.load_state_dict(self.saved["parts"].pop(name))
         env.unwrapped.np_random.bit_generator.state = self.progress["env_rng"]
         obs, _ = env.reset()
         replay, length = self.parts["replay"], len(self.progress["rewards"])
@@ -594,7 +594,7 @@ class Run(contextlib.ExitStack):
             trajectories = evaluate(self.parts["actor"], args, video_dir, lambda: self.signals)
             if self.signals:
                 self.save()
-            returns = [sum(step[3] for step in trajectory) for trajectory in trajectories]
+            returns = [sum(transition[3] for transition in episode) for episode in trajectories]
             values = np.mean(returns), np.std(returns), len(returns)
             evaluation = zip(EVALUATION, values, strict=True)
             tqdm.write(f"step {step}: mean return {values[0]:.1f} in evaluation", file=sys.stderr)

@@ -3,8 +3,7 @@
 import importlib
 
 import pytest
-
-SCRIPTS = ["sac_continuous"]
+from helpers import SCRIPTS
 
 
 @pytest.mark.slow

@@ -4,12 +4,10 @@ import ast
 import io
 import re
 import tokenize
-from pathlib import Path
 
 import pytest
+from helpers import SCRIPTS, TESTS
 
-ROOT = Path(__file__).parent.parent
-SCRIPTS = ["sac_continuous.py"]
 ROOMS = [
     "2. Arguments",
     "3. Environment and networks",
@@ -60,7 +58,7 @@ def measure(source):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_size(script):
-    size = measure((ROOT / script).read_text(encoding="utf-8"))
+    size = measure((TESTS.parent / f"{script}.py").read_text(encoding="utf-8"))
     print(script, size)
     assert size["rooms"] == ROOMS
     assert size["read"] <= 380, "a reader reaches the bookkeeping after at most 380 lines"
@@ -73,11 +71,10 @@ def test_size(script):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_no_script_imports_another(script):
-    siblings = {name.removesuffix(".py") for name in SCRIPTS}
-    for node in ast.walk(ast.parse((ROOT / script).read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse((TESTS.parent / f"{script}.py").read_text(encoding="utf-8"))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
-        assert not siblings & set(names)
+        assert not set(SCRIPTS) & set(names)
 
 
 def test_the_counter_counts():

@@ -33,7 +33,7 @@ FIXED = {"autotune": False, "alpha": 0.0}
 
 
 def test_a_time_limit_is_not_death(tmp_path):
-    """Reward 1 for ever is worth 1 / (1 - gamma) = 10; taken for an end it would be 4.1."""
+    """Reward 1 for ever is worth 1 / (1 - gamma) = 10; taken for an end it would be 3.6."""
     actor, q, _ = train(tmp_path, "worlds:Forever-v0", total_timesteps=1500, **FIXED)
     assert q_of(q, actor, 0) == pytest.approx(10, rel=0.02)
 

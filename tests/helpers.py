@@ -1,0 +1,80 @@
+"""What the test files share: starting a script as a user does, and reading what it left."""
+
+import csv
+import importlib
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import tyro
+
+TESTS = Path(__file__).parent
+SCRIPTS = ["sac_continuous"]  # the tests that take a script's name run for each of these
+# A run of a second. A flag given after these wins.
+QUICK = ["--num-threads=1", "--hidden-dim=16", "--batch-size=16", "--total-timesteps=240"]
+QUICK += ["--learning-starts=50", "--log-frequency=20", "--eval-frequency=0", "--eval-episodes=1"]
+
+
+def source(script: str) -> str:
+    return str(TESTS.parent / f"{script}.py")
+
+
+def run(script: str, *flags: Any, **kwargs: Any) -> subprocess.CompletedProcess:
+    """The script in a process of its own, which also finds worlds.py; its output as text."""
+    options = {"env": os.environ | {"PYTHONPATH": str(TESTS)}, "timeout": 300}
+    options |= {"capture_output": True, "text": True}
+    return subprocess.run([sys.executable, source(script), *map(str, flags)], **options | kwargs)
+
+
+def main(script: str, *flags: Any) -> None:
+    """The script's command line in this process, which has loaded the libraries already."""
+    with mock.patch.object(sys, "argv", [script, *map(str, flags)]):
+        runpy.run_path(source(script), run_name="__main__")
+
+
+def train(script: str, *flags: Any) -> dict[str, Any]:
+    """What train() returns to a notebook that imports the script."""
+    module = importlib.import_module(script)
+    return module.train(tyro.cli(module.Args, args=[*map(str, flags)]))
+
+
+def child(script: str, log: Path, flags: list, before: Callable = bool) -> None:
+    """The body of a multiprocessing.Process that is `main`, with its output in the file `log`."""
+    sys.stdout = sys.stderr = open(log, "w", buffering=1)
+    before()
+    main(script, *flags)
+
+
+def run_dir(folder: Path) -> Path:
+    """The folder of the only run below this --runs-dir."""
+    (only,) = Path(folder).iterdir()
+    return only
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without the columns that tell the time."""
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k not in ("seconds", "sps")} for row in rows]
+
+
+def same(a: Any, b: Any, where: str = "") -> None:
+    """Assert that two contents of a checkpoint are equal bit for bit, and name what is not."""
+    if isinstance(a, dict):
+        assert isinstance(b, dict) and a.keys() == b.keys(), f"{where}: {set(a) ^ set(b)}"
+        for key in a:
+            same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert type(a) is type(b) and len(a) == len(b), f"{where}: {a} is not {b}"
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            same(*pair, f"{where}/{i}")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), f"{where}: {a} is not {b}"
+    else:
+        assert type(a) is type(b) and a == b, f"{where}: {a!r} is not {b!r}"
