@@ -14,8 +14,8 @@ squashed by tanh climbs it, and the temperature alpha keeps the policy's entropy
 Algorithm ([2019], Algorithm 1; d = 1 where the episode terminated, which the paper leaves out)
     initialise pi_phi, Q_1, Q_2, log alpha; target critics Qbar_i <- Q_i; replay D <- {}
     for every environment step:
-     1  a ~ pi_phi(.|s), uniform while warming up; observe s', r, d; D <- D + {(s, a, s', r, d)}
-        for every gradient step, on a fresh batch of (s, a, s', r, d) from D:
+     1  a ~ pi_phi(.|s), uniform while warming up; observe r, s', d; D <- D + {(s, a, r, s', d)}
+        for every gradient step, on a fresh batch of (s, a, r, s', d) from D:
      2     a' ~ pi_phi(.|s'), y = r + gamma (1 - d) [min_i Qbar_i(s', a') - alpha log pi_phi(a'|s')]
      3     Q_i       <- descend mean 1/2 (Q_i(s, a) - y)^2,  i = 1, 2
      4     phi       <- descend mean [alpha log pi_phi(b|s) - min_i Q_i(s, b)],  b ~ pi_phi(.|s)
@@ -128,7 +128,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     unit_box = gym.spaces.Box(-1, 1, low.shape, np.float32)
     # Clipped after rescaling: that covers actions beyond [-1, 1] and rounding at the bounds alike.
     env = gym.wrappers.TransformAction(
-        env, lambda action: np.clip(low + (high - low) * (action + 1) / 2, low, high), unit_box
+        env, lambda a: np.clip((low * (1 - a) + high * (1 + a)) / 2, low, high), unit_box
     )
     return gym.wrappers.TransformObservation(env, lambda obs: np.array(obs, np.float32), None)
 
@@ -186,8 +186,8 @@ class Temperature(nn.Module):
 class Batch(NamedTuple):
     obs: Tensor  # (B, O)
     action: Tensor  # (B, A), in [-1, 1]
-    next_obs: Tensor  # (B, O), at an episode's end its last observation
     reward: Tensor  # (B,)
+    next_obs: Tensor  # (B, O), at an episode's end its last observation
     terminated: Tensor  # (B,), 1.0 at a true end, 0.0 at a time limit
 
 
@@ -195,7 +195,7 @@ class ReplayBuffer:
     """The last `capacity` transitions, one to a table row, so that one indexing fetches a batch."""
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: str = "cpu"):
-        self.widths = [obs_dim, action_dim, obs_dim, 1, 1]
+        self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
         self.table = np.zeros((capacity, sum(self.widths)), np.float32)  # memory used as it fills
         self.columns = np.split(self.table, np.cumsum(self.widths)[:-1], axis=1)
         self.added = 0  # how many ever; the next one goes to row added % capacity
@@ -205,7 +205,7 @@ class ReplayBuffer:
         return min(self.added, len(self.table))
 
     def add(self, *transition: Any) -> None:
-        """Store (obs, action, next_obs, reward, terminated) over the oldest row."""
+        """Store (obs, action, reward, next_obs, terminated) over the oldest row."""
         row = self.added % len(self.table)
         for column, value in zip(self.columns, transition, strict=True):
             column[row] = value
@@ -217,8 +217,8 @@ class ReplayBuffer:
 
     def gather(self, rows: Tensor) -> Batch:
         batch = torch.from_numpy(self.table).index_select(0, rows).to(self.device)
-        obs, action, next_obs, reward, terminated = batch.split(self.widths, dim=1)
-        return Batch(obs, action, next_obs, reward.squeeze(1), terminated.squeeze(1))
+        obs, action, reward, next_obs, terminated = batch.split(self.widths, dim=1)
+        return Batch(obs, action, reward.squeeze(1), next_obs, terminated.squeeze(1))
 
     def state_dict(self) -> dict[str, Any]:
         return {"added": self.added, "table": torch.from_numpy(self.table[: len(self)])}
@@ -340,7 +340,7 @@ def train(args: Args) -> dict[str, Any]:
             run.record(next_obs, reward)
 
             # Store. A time limit ends the episode but not the world: `truncated` is not kept.
-            replay.add(obs, action, next_obs, reward, terminated)
+            replay.add(obs, action, reward, next_obs, terminated)
             obs = run.reset(env) if terminated or truncated else next_obs
 
             for _ in range(updates_due(step - args.learning_starts, args.updates_per_step)):
@@ -380,7 +380,7 @@ def train(args: Args) -> dict[str, Any]:
 
 # === 7. Bookkeeping (skip on first reading) =======================================================
 COLUMNS = ("global_step", "seconds", "sps", "episodes", "episodic_return", "episodic_length")
-EVALUATION = ("eval_return_mean", "eval_return_std", "eval_episodes")
+EVAL = ("eval_return_mean", "eval_return_std", "eval_episodes")
 EVAL_SEED = 1_000_000  # episode i of an evaluation is reset with EVAL_SEED + i, whatever --seed
 EXTRAS = {"track": "wandb", "tensorboard": "tensorboard", "capture_video": "moviepy pygame"}
 
@@ -417,7 +417,7 @@ def check_args(args: Args) -> None:
 def open_env(env_id: str, **kwargs: Any) -> gym.Env:
     """gym.make, with a message for every environment that the networks cannot serve."""
     mujoco = 'if this is a MuJoCo task: pip install "gymnasium[mujoco]"'
-    with explain(f"cannot make {env_id} ({mujoco})", gym.error.Error, ImportError):
+    with explain(f"cannot make {env_id} ({mujoco})", gym.error.Error, ImportError, ValueError):
         env = gym.make(env_id, **kwargs)
     for verb, space in (("observes", env.observation_space), ("acts in", env.action_space)):
         if isinstance(space, gym.spaces.Dict):
@@ -431,7 +431,7 @@ def open_env(env_id: str, **kwargs: Any) -> gym.Env:
 def evaluate(actor: nn.Module, args: Args, video_dir=None, stopped=lambda: False) -> list:
     """Trajectories of the deterministic policy, from starts that are the same in every run.
 
-    A trajectory is a list of (obs, action, next_obs, reward, terminated, info). No random number of
+    A trajectory is a list of (obs, action, reward, next_obs, terminated, info). No random number of
     the training run is drawn.
     """
     env = make_env(args.env_id, **({"render_mode": "rgb_array"} if video_dir else {}))
@@ -444,7 +444,7 @@ def evaluate(actor: nn.Module, args: Args, video_dir=None, stopped=lambda: False
             with torch.inference_mode():
                 action = actor(torch.as_tensor(obs, device=args.device)).cpu().numpy()
             next_obs, reward, terminated, truncated, info = env.step(action)
-            trajectory.append((obs, action, next_obs, float(reward), terminated, info))
+            trajectory.append((obs, action, float(reward), next_obs, terminated, info))
             obs, done = next_obs, terminated or truncated
     env.close()
     return trajectories
@@ -466,9 +466,9 @@ def write_file(path: Path, content: dict[str, Any]) -> None:
 def read_checkpoint(path: str) -> dict[str, Any]:
     """A checkpoint of this script. Nothing that the file holds is executed."""
     with explain(f"--resume {path} is not an intact checkpoint of this script", Exception):
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():  # by the checksums, which torch.load passes over
-                raise ValueError(f"{damaged} is damaged")
+        with zipfile.ZipFile(path) as archive:  # torch.load looks at neither checksums nor flags
+            if archive.testzip() or any(entry.external_attr for entry in archive.infolist()):
+                raise ValueError("it is damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["args"].keys() != vars(Args()).keys():
             raise ValueError("its settings belong to another script or version")
@@ -503,7 +503,7 @@ class Run(contextlib.ExitStack):
                 print("--total-timesteps has grown, and with it the room for replay")
             elif changed:
                 fail(f"--resume goes on with the run's own settings; it cannot change {changed}")
-        self.step = self.progress["step"]
+        self.step, self.csv = self.progress["step"], self.dir / "metrics.csv"
         self.generators = [torch] + [getattr(torch, d) for d in ("cuda", "mps") if d in args.device]
 
     def start(self, env: gym.Env) -> np.ndarray:
@@ -513,11 +513,10 @@ class Run(contextlib.ExitStack):
         with explain(f"cannot write into {self.dir}", OSError):
             self.dir.mkdir(parents=True, exist_ok=bool(self.args.resume))
             (self.dir / "args.json").write_text(json.dumps(about, indent=2))
-            self.file = self.enter_context(open(self.dir / "metrics.csv", "a", 1, newline=""))
-            self.file.truncate(min(self.file.tell(), self.progress["csv_size"]))  # more comes again
-        self.csv = csv.DictWriter(self.file, COLUMNS + METRICS + EVALUATION)
-        if self.file.seek(0, os.SEEK_END) == 0:
-            self.csv.writeheader()
+            with open(self.csv, "a", newline="") as file:
+                file.truncate(min(file.tell(), self.progress["csv_size"]))  # later rows come again
+                if file.seek(0, os.SEEK_END) == 0:
+                    csv.writer(file).writerow(COLUMNS + METRICS + EVAL)
         if self.args.track:
             import wandb
 
@@ -541,8 +540,9 @@ class Run(contextlib.ExitStack):
     def restore(self, env: gym.Env) -> np.ndarray:
         """Load every part, replay the unfinished episode, log the step of the checkpoint."""
         self.metrics = self.progress["metrics"]
-        for name, part in self.parts.items():
-            part.load_state_dict(self.saved["parts"].pop(name))
+        with explain(f"--resume {self.args.resume} does not fit this script", Exception):
+            for name, part in self.parts.items():
+                part.load_state_dict(self.saved["parts"].pop(name))
         env.unwrapped.np_random.bit_generator.state = self.progress["env_rng"]
         obs, _ = env.reset()
         replay, length = self.parts["replay"], len(self.progress["rewards"])
@@ -576,10 +576,7 @@ class Run(contextlib.ExitStack):
     def check_finite(self, **values: Any) -> None:
         for name, value in values.items():
             if not torch.as_tensor(value).isfinite().all():
-                fail(f"step {self.step} of {self.args.env_id}: {name} is not finite: {value}")
-
-    def mean_metrics(self) -> dict[str, float]:
-        return {name: torch.as_tensor(value).mean().item() for name, value in self.metrics.items()}
+                fail(f"step {self.step} of {self.args.env_id}: {name} is not finite")
 
     def due(self, every: int) -> bool:
         return self.step == self.args.total_timesteps or (every > 0 and self.step % every == 0)
@@ -594,19 +591,21 @@ class Run(contextlib.ExitStack):
             trajectories = evaluate(self.parts["actor"], args, video_dir, lambda: self.signals)
             if self.signals:
                 self.save()
-            returns = [sum(transition[3] for transition in episode) for episode in trajectories]
-            values = np.mean(returns), np.std(returns), len(returns)
-            evaluation = zip(EVALUATION, values, strict=True)
-            tqdm.write(f"step {step}: mean return {values[0]:.1f} in evaluation", file=sys.stderr)
+            returns = [sum(transition[2] for transition in episode) for episode in trajectories]
+            mean, std = np.mean(returns), np.std(returns)
+            evaluation = dict(zip(EVAL, (mean, std, len(returns)), strict=True))
+            tqdm.write(f"step {step}: mean return {mean:.1f} in evaluation", file=sys.stderr)
         elif not self.due(args.log_frequency):
             return
-        metrics, seconds = self.mean_metrics(), time.perf_counter() - self.began
+        metrics = {name: value.mean().item() for name, value in self.metrics.items()} | evaluation
         self.check_finite(**metrics)
+        seconds = time.perf_counter() - self.began
         row = {"global_step": step, "seconds": round(seconds, 3), "sps": round(step / seconds, 1)}
-        row |= {"episodes": self.progress["episodes"]} | metrics | dict(evaluation)
+        row |= {"episodes": self.progress["episodes"]} | metrics
         if ended := self.progress["ended"]:
             row["episodic_return"], row["episodic_length"] = np.mean(ended, axis=0)
-        self.csv.writerow(row)
+        with explain(f"cannot write {self.csv}", OSError), open(self.csv, "a", newline="") as file:
+            csv.DictWriter(file, COLUMNS + METRICS + EVAL).writerow(row)
         for send in self.senders:
             send(row, step)
         self.progress["ended"], self.row = [], row
@@ -616,7 +615,7 @@ class Run(contextlib.ExitStack):
         networks = nn.ModuleDict({k: v for k, v in self.parts.items() if isinstance(v, nn.Module)})
         self.check_finite(**{k: v for k, v in networks.named_parameters() if v.requires_grad})
         self.progress |= {"step": self.step, "seconds": time.perf_counter() - self.began}
-        self.progress |= {"csv_size": self.file.tell(), "metrics": self.mean_metrics()}
+        self.progress |= {"csv_size": self.csv.stat().st_size, "metrics": self.metrics}
         self.progress["generators"] = [generator.get_rng_state() for generator in self.generators]
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         write_file(self.dir / "model.pt", networks.state_dict())

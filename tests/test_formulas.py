@@ -308,8 +308,8 @@ def test_replay_keeps_the_latest_transitions(added):
         transition = (
             np.full(OBS, i),
             np.full(ACT, -i),
-            np.full(OBS, i + 0.5),
             10.0 * i,
+            np.full(OBS, i + 0.5),
             i % 2 == 1,
         )
         buffer.add(*transition)
@@ -350,6 +350,6 @@ def test_replay_reserves_no_memory_before_it_is_written():
     resource = pytest.importorskip("resource", reason="POSIX only")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     buffer = sac.ReplayBuffer(2_000_000, 100, 10)  # 1.7 GB if it were committed
-    buffer.add(np.zeros(100), np.zeros(10), np.zeros(100), 0, False)
+    buffer.add(np.zeros(100), np.zeros(10), 0, np.zeros(100), False)
     assert buffer.table.nbytes > 1.5e9
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB (macOS: B)

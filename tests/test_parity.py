@@ -54,7 +54,7 @@ def both(monkeypatch):
     observations = torch.randn(2, BATCH, obs_dim)
     terminated = (torch.rand(BATCH) < 0.4).float()
     action = torch.rand(BATCH, action_dim) * 2 - 1
-    batch = sac.Batch(observations[0], action, observations[1], torch.randn(BATCH), terminated)
+    batch = sac.Batch(observations[0], action, torch.randn(BATCH), observations[1], terminated)
     assert 0 < batch.terminated.sum() < BATCH
     return actor, critics, peer, batch, noise
 

@@ -1,0 +1,47 @@
+"""The README speaks of the flags and defaults that the scripts have."""
+
+import dataclasses
+import importlib
+import re
+import shlex
+
+import pytest
+import tyro
+from helpers import SCRIPTS, TESTS
+
+README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
+SETTINGS = {script: importlib.import_module(script).Args for script in SCRIPTS}
+FLAGS = {
+    script: {
+        "--" + field.name.replace("_", "-"): field.default for field in dataclasses.fields(args)
+    }
+    for script, args in SETTINGS.items()
+}
+
+
+def test_table_of_defaults():
+    rows = re.findall(r"^\| `(--[\w-]+)` \| ([^|]+) \|", README, re.MULTILINE)
+    assert len(rows) > 10
+    for flag, value in rows:
+        assert float(value) == FLAGS["sac_continuous"][flag], flag
+
+
+def test_every_flag_is_in_the_readme_and_no_other():
+    known = set().union(*FLAGS.values())
+    mentioned = set(re.findall(r"(?<![\w-])--[a-z][\w-]*\w", README))
+    positive = {re.sub("^--no-", "--", flag) for flag in mentioned}
+    others = {"--help", "--metric", "--x", "--only"}  # of the tools
+    assert known <= mentioned, known - mentioned
+    assert positive - others <= known, positive - others - known
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"^python (\w+\.py --.*)$", README, re.M))))
+def test_commands_parse(line):
+    script, *words = shlex.split(line, comments=True)
+    args = tyro.cli(SETTINGS[script.removesuffix(".py")], args=words)
+    assert dataclasses.is_dataclass(args)
+
+
+def test_links_lead_somewhere():
+    for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (TESTS.parent / path).exists(), path

@@ -1,0 +1,749 @@
+"""Whole runs: what they refuse, what stops them, what they write, store and hold on to."""
+
+import ast
+import collections
+import csv
+import dataclasses
+import gc
+import importlib.util
+import itertools
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+import tracemalloc
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+import tyro
+import worlds
+from helpers import QUICK, SCRIPTS, TESTS, main, metrics, run, run_dir, same, source
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+# A run of a tenth of a second.
+TINY = {"env_id": "worlds:Endless-v0", "total_timesteps": 60, "learning_starts": 20}
+TINY |= {"batch_size": 8, "hidden_dim": 8, "num_threads": 1, "log_frequency": 10}
+TINY |= {"eval_frequency": 0, "eval_episodes": 1}
+# Long enough for a second episode, whose start is a draw of the environment.
+PENDULUM = {"env_id": "Pendulum-v1", "total_timesteps": 240, "learning_starts": 180}
+
+worlds.register("Infinite-observation", worlds.Poisoned, 10, what="observation", value=np.inf)
+worlds.register("Infinite-reward", worlds.Poisoned, 10, what="reward", value=-np.inf)
+worlds.register("space/Endless", worlds.Corridor, 5)
+# Here low + (high - low) is not high, for the difference is rounded.
+worlds.register("Awkward", worlds.Bounds, 10, low=(-0.3, -10), high=(0.1, 0.7))
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request):
+    return request.param
+
+
+@pytest.fixture
+def module(script):
+    return importlib.import_module(script)
+
+
+@pytest.fixture
+def go(module, tmp_path):
+    """Train here and now, tiny unless told otherwise, in a fresh --runs-dir."""
+    numbers = itertools.count()
+
+    def go(**settings):
+        runs_dir = str(tmp_path / f"runs{next(numbers)}")
+        return module.train(module.Args(**TINY | {"runs_dir": runs_dir} | settings))
+
+    return go
+
+
+@pytest.fixture
+def refusal(script, tmp_path, capsys):
+    """Run the script as a program, in this process, with flags that it must refuse.
+
+    Returns the message, after seeing that it is all there is and that no folder was made.
+    """
+
+    def refusal(*flags):
+        with pytest.raises(SystemExit) as stop:
+            main(script, *QUICK, "--runs-dir", tmp_path / "runs", *flags)
+        assert not (tmp_path / "runs").exists()
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        if stop.value.code == 2:  # tyro's, in a box
+            return re.sub(r"[\s│╭╮╰╯─]+", " ", printed.err)
+        assert printed.err == "", "Python prints the message itself, and exits with status 1"
+        return one_line(stop)
+
+    return refusal
+
+
+@pytest.fixture
+def replays(module, monkeypatch):
+    """Every replay buffer that the runs of this test make."""
+    made, original = [], module.ReplayBuffer.__init__
+
+    def remember(self, *args):
+        original(self, *args)
+        made.append(self)
+
+    monkeypatch.setattr(module.ReplayBuffer, "__init__", remember)
+    return made
+
+
+def after_each_step(module, monkeypatch, action):
+    """Call action(run) whenever the run's own work after a step is done."""
+    original = module.Run.after_step
+
+    def after_step(run):
+        original(run)
+        action(run)
+
+    monkeypatch.setattr(module.Run, "after_step", after_step)
+
+
+def one_line(stop):
+    """The message of a SystemExit, which must be one that a user can read."""
+    message = stop.value.code
+    assert isinstance(message, str) and message.startswith("error: ")
+    assert "\n" not in message and len(message) < 500
+    return message
+
+
+def checkpoint(results):
+    return torch.load(results["run_dir"] / "checkpoint.pt", weights_only=True)
+
+
+def same_training(a, b):
+    """Two runs came to the same weights, optimizers, replay and random states."""
+    states = [checkpoint(results) for results in (a, b)]
+    same(*(state["parts"] for state in states))
+    for name in ("generators", "env_rng", "rewards", "step", "episodes"):
+        same(*(state["progress"][name] for state in states), name)
+
+
+# === Refusals =====================================================================================
+@pytest.mark.parametrize(
+    "env_id, culprit",
+    [
+        ("worlds:Odd-discrete-v0", "acts in Discrete(2); needed are vectors"),
+        ("worlds:Odd-unbounded-v0", "acts in Box(-inf, inf, (2,), float32); needed are vectors"),
+        ("worlds:Odd-matrix-v0", "acts in Box(-1.0, 1.0, (2, 2), float32); needed are vectors"),
+        ("worlds:Odd-image-v0", "observes Box(0, 255, (8, 8, 3), uint8); needed are vectors"),
+        ("worlds:Odd-symbol-v0", "observes Discrete(4); needed are vectors"),
+        ("Blackjack-v1", "observes Tuple("),
+        ("worlds:Odd-dictionary-v0", "use sac_her_continuous.py"),
+        ("NoSuch-v0", "`NoSuch` doesn't exist"),
+        ("worlds:NoSuch-v0", "`NoSuch` doesn't exist"),
+        ("Pendulum-v99", "`v1`"),
+        ("Pendulum-v0", "`Pendulum-v1`"),
+        ("Pendulum v1", "Malformed"),
+        ("no_such_package:Env-v0", "No module named 'no_such_package'"),
+        ("worlds:Endless:v0", ""),
+        (":Pendulum-v1", ""),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # gymnasium's, before it refuses an age
+def test_unfit_environment(env_id, culprit, refusal):
+    message = refusal("--env-id", env_id)
+    assert env_id in message and culprit in message
+
+
+def test_mujoco_missing(refusal, monkeypatch):
+    """The message says what to install."""
+    for name in [name for name in sys.modules if name.startswith("gymnasium.envs.mujoco")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    message = refusal("--env-id", "Hopper-v5")
+    assert "Hopper-v5" in message and 'pip install "gymnasium[mujoco]"' in message
+
+
+ZERO_IS_WRONG = {"total_timesteps", "num_threads", "hidden_dim", "batch_size", "buffer_size"}
+ZERO_IS_WRONG |= {"eval_episodes"}
+
+
+def wrong_numbers():
+    for name in SCRIPTS:
+        for field in dataclasses.fields(importlib.import_module(name).Args):
+            values = {int: [-1, "1.5", "many"], float: [-0.1, "nan", "inf", "much"]}
+            zero = [0] if field.name in ZERO_IS_WRONG else []
+            above_one = [1.001] if field.name in ("gamma", "tau") else []
+            for value in values.get(field.type, []) + zero + above_one:
+                yield name, "--" + field.name.replace("_", "-"), value
+
+
+@pytest.mark.parametrize("script, flag, value", list(wrong_numbers()), indirect=["script"])
+def test_wrong_number(flag, value, refusal):
+    message = refusal(flag, value)
+    assert flag in message and str(value) in message
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--batch-size 20 --buffer-size 10",
+        "--device tpu",
+        "--device meta",
+        "--device cuda:99",
+        *(
+            f"--device {name}"
+            for name in ("cuda", "mps")
+            if not getattr(torch, name).is_available()
+        ),
+        "--total-timestep 10",
+        "--capture-video yes",
+    ],
+)
+def test_wrong_flag(flags, refusal):
+    """The message repeats what was wrong."""
+    words = set(flags.split()) - {"--capture-video"}  # right, but it takes no value
+    message = refusal(*flags.split())
+    assert all(word in message for word in words)
+
+
+def test_alpha_zero_cannot_be_tuned(refusal):
+    assert "--no-autotune" in refusal("--alpha", 0)
+
+
+@pytest.mark.parametrize("below", ["", "further/below"])
+def test_runs_dir_that_cannot_be_made(below, refusal, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert str(tmp_path / "file") in refusal("--runs-dir", tmp_path / "file" / below)
+
+
+@pytest.mark.parametrize(
+    "flag, package",
+    [
+        ("--track", "wandb"),
+        ("--tensorboard", "tensorboard"),
+        ("--capture-video", "moviepy"),
+        ("--capture-video", "pygame"),
+    ],
+)
+def test_missing_extra(flag, package, refusal, monkeypatch):
+    find = importlib.util.find_spec
+
+    def find_others(name, *args):
+        return None if name == package else find(name, *args)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_others)
+    message = refusal(flag)
+    assert flag in message and "pip install" in message and package in message
+
+
+def test_track_without_an_account(go, monkeypatch):
+    import wandb
+
+    def init(**kwargs):
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(SystemExit) as stop:
+        go(track=True)
+    message = one_line(stop)
+    assert "--track" in message and "wandb login" in message
+
+
+def test_a_refusal_as_the_user_sees_it(script, tmp_path):
+    done = run(script, "--env-id", "CartPole-v1", "--runs-dir", tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: CartPole-v1 acts in Discrete(2)")
+    assert not list(tmp_path.iterdir())
+
+
+def test_zero_is_off(go, module):
+    """Where a flag's help says so, or where nothing is a fair amount."""
+    off = "eval_frequency checkpoint_frequency log_frequency max_grad_norm learning_starts alpha"
+    off = dict.fromkeys(off.split(), 0) | {"autotune": False}
+    off = {name: value for name, value in off.items() if hasattr(module.Args, name)}
+    (row,) = metrics(go(**off)["run_dir"])
+    assert row["global_step"] == "60" and row["eval_episodes"] == "1"
+    assert float(row.get("alpha", 0)) == 0 and row.get("temperature_loss", "") == ""
+    assert len(metrics(go(**off | {"updates_per_step": 0})["run_dir"])) == 1
+
+
+# === What stops a run =============================================================================
+@pytest.mark.parametrize(
+    "env_id, culprit",
+    [
+        ("worlds:Poisoned-observation-v0", "observation"),
+        ("worlds:Poisoned-reward-v0", "reward"),
+        ("Infinite-observation-v0", "observation"),
+        ("Infinite-reward-v0", "reward"),
+    ],
+)
+def test_poison(env_id, culprit, go, tmp_path):
+    """The 30th step is named, and none of it is in the checkpoint, which stays."""
+    with pytest.raises(SystemExit) as stop:
+        go(env_id=env_id, checkpoint_frequency=10)
+    message = one_line(stop)
+    assert f"step 30 of {env_id}: {culprit} is not finite" in message
+    saved = checkpoint({"run_dir": run_dir(tmp_path / "runs0")})
+    assert saved["progress"]["step"] == 20
+    assert saved["parts"]["replay"]["table"].isfinite().all()
+
+
+@pytest.mark.parametrize("resets, step", [(2, 0), (4, 10)])
+def test_poison_at_a_reset(resets, step, go, monkeypatch):
+    original, calls = worlds.Corridor.reset, itertools.count(1)
+
+    def reset(self, **kwargs):
+        obs, info = original(self, **kwargs)
+        return (obs * np.nan if next(calls) == resets else obs), info
+
+    monkeypatch.setattr(worlds.Corridor, "reset", reset)
+    with pytest.raises(SystemExit) as stop:
+        go()
+    assert f"step {step} of worlds:Endless-v0: observation is not finite" in one_line(stop)
+
+
+def test_poison_in_an_evaluation(go):
+    """20 steps of training are safe; the 30th of the evaluation is not."""
+    with pytest.raises(SystemExit) as stop:
+        go(env_id="worlds:Poisoned-reward-v0", total_timesteps=20, eval_episodes=4)
+    message = one_line(stop)
+    assert "step 20 of worlds:Poisoned-reward-v0: eval" in message and "not finite" in message
+
+
+def test_poisoned_loss(go, module, monkeypatch):
+    """It is named when it is logged, here after the first update."""
+    original = module.critic_loss
+    monkeypatch.setattr(module, "critic_loss", lambda *args: original(*args) * np.nan)
+    with pytest.raises(SystemExit) as stop:
+        go(log_frequency=1)
+    assert "step 21 of worlds:Endless-v0: critic_loss is not finite" in one_line(stop)
+
+
+def test_a_fault_of_the_environment_keeps_its_traceback(go, tmp_path):
+    with pytest.raises(ZeroDivisionError, match="a fault of the environment's own") as fault:
+        go(env_id="worlds:Poisoned-exception-v0", checkpoint_frequency=10)
+    assert fault.traceback[-1].path.name == "worlds.py"
+    folder = run_dir(tmp_path / "runs0")
+    assert checkpoint({"run_dir": folder})["progress"]["step"] == 20
+    assert [row["global_step"] for row in metrics(folder)] == ["10", "20"]
+
+
+# === Random numbers ===============================================================================
+def test_same_seed_same_run(go):
+    first, second = go(**PENDULUM), go(**PENDULUM)
+    same_training(first, second)
+    assert metrics(first["run_dir"]) == metrics(second["run_dir"])
+
+
+def test_another_seed_another_run(go, replays):
+    """It changes the environment's draws and PyTorch's: here the initial weights, and an action."""
+    weights = [
+        go(env_id="Pendulum-v1", seed=seed, total_timesteps=1)["actor"].state_dict()
+        for seed in (1, 2)
+    ]
+    for name, weight in weights[0].items():
+        assert not torch.equal(weight, weights[1][name])
+    one, two = (replay.gather(torch.tensor([0])) for replay in replays)
+    assert not torch.equal(one.obs, two.obs) and not torch.equal(one.action, two.action)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eval_frequency": 7, "eval_episodes": 2},
+        {"log_frequency": 0},
+        {"log_frequency": 1},
+        {"checkpoint_frequency": 9},
+        {"tensorboard": True},
+    ],
+    ids=str,
+)
+def test_watching_does_not_disturb(settings, go):
+    """Evaluation, metrics and checkpoints draw no random number of the training run."""
+    same_training(go(**PENDULUM), go(**PENDULUM | settings))
+
+
+def test_evaluations_start_alike_whatever_the_seed(go, module, monkeypatch):
+    original, starts = module.evaluate, []
+
+    def evaluate(*args):
+        trajectories = original(*args)
+        starts.append(np.stack([trajectory[0][0] for trajectory in trajectories]))
+        return trajectories
+
+    monkeypatch.setattr(module, "evaluate", evaluate)
+    for seed in (1, 2):
+        go(**PENDULUM, seed=seed, eval_frequency=120, eval_episodes=3)
+    assert len(starts) == 4
+    assert len(np.unique(starts[0], axis=0)) == 3, "episodes differ from each other"
+    for others in starts[1:]:
+        np.testing.assert_array_equal(starts[0], others)
+
+
+# === Standing alone ===============================================================================
+FINAL = re.compile(
+    r"final eval_return_mean=(?P<mean>\S+) eval_return_std=(?P<std>\S+) eval_episodes=(?P<n>\d+)"
+    r".* global_step=(?P<step>\d+) seconds=(?P<seconds>\S+) run_dir=(?P<run_dir>.+)"
+)
+
+
+def test_a_copy_runs_alone(script, module, tmp_path):
+    """Under any name, in an empty folder; and a process of its own comes to the same weights."""
+    name = "my homework.py"
+    shutil.copy(source(script), tmp_path / name)
+    without = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    options = {"cwd": tmp_path, "env": without, "capture_output": True, "text": True}
+    flags = [*QUICK, "--seed", "3"]
+    done = subprocess.run([sys.executable, name, *flags], timeout=120, **options)
+    assert done.returncode == 0, done.stderr
+
+    final = FINAL.fullmatch(done.stdout.splitlines()[-1])
+    assert final, done.stdout
+    folder = tmp_path / final["run_dir"]
+    last = metrics(folder)[-1]
+    assert folder == run_dir(tmp_path / "runs") and "my-homework" in folder.name
+    assert (final["step"], final["n"]) == ("240", "1") and float(final["seconds"]) > 0
+    assert final["mean"] == last["eval_return_mean"] and final["std"] == last["eval_return_std"]
+
+    args = tyro.cli(module.Args, args=[*flags, "--runs-dir", str(tmp_path / "here")])
+    same_training(module.train(args), {"run_dir": folder})
+
+
+def text(script):
+    return Path(source(script)).read_text(encoding="utf-8")
+
+
+def declared(script):
+    """The script's PEP 723 block."""
+    block = re.search(r"(?ms)^# /// script\n(.*?)^# ///$", text(script))[1]
+    return tomllib.loads(re.sub(r"^# ?", "", block, flags=re.MULTILINE))
+
+
+def test_declared_requirements(script):
+    """Every pin of requirements.txt is within the block's ranges, torch's the very same."""
+    block = declared(script)
+    assert SpecifierSet(block["requires-python"]).contains(platform.python_version())
+    ranges = {r.name: r.specifier for r in map(Requirement, block["dependencies"])}
+    lines = (TESTS.parent / "requirements.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    pins = {pin.name: str(pin.specifier) for pin in pins}
+    assert pins.keys() == ranges.keys()
+    for name, pin in pins.items():
+        assert pin.startswith("==") and ranges[name].contains(pin[2:]), name
+    assert str(ranges["torch"]) == pins["torch"]
+
+
+def test_imports_are_declared(script):
+    known = {Requirement(line).name for line in declared(script)["dependencies"]}
+    known |= sys.stdlib_module_names
+    for node in ast.parse(text(script)).body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        assert {name.split(".")[0] for name in names} <= known
+
+
+def test_help_shows_every_flag(script, module):
+    done = run(script, "--help")
+    assert done.returncode == 0, done.stderr
+    shown = re.sub(r"[\s│]+", "", done.stdout)
+    tree = ast.parse(text(script))
+    (body,) = (node.body for node in tree.body if getattr(node, "name", "") == "Args")
+    assert len(body) == 2 * len(dataclasses.fields(module.Args)), "every flag has its text"
+    for field, about in zip(body[::2], body[1::2], strict=True):
+        assert "--" + field.target.id.replace("_", "-") in shown
+        assert re.sub(r"\s+", "", about.value.value) in shown
+
+
+# === What a run leaves ============================================================================
+FIRST = ["global_step", "seconds", "sps", "episodes", "episodic_return", "episodic_length"]
+LAST = ["eval_return_mean", "eval_return_std", "eval_episodes"]
+
+
+def test_header_is_fixed(go, module):
+    """It does not depend on what there is to fill in."""
+    expected = [*FIRST, *module.METRICS, *LAST]
+    for settings in ({}, {"updates_per_step": 0}, {"learning_starts": 100}):
+        with open(go(**settings)["run_dir"] / "metrics.csv", newline="") as file:
+            assert csv.DictReader(file).fieldnames == expected
+
+
+def test_rows(go, module):
+    """One whenever a row or an evaluation is due and one at the end, none twice."""
+    rows = metrics(go(log_frequency=9, eval_frequency=12, total_timesteps=40)["run_dir"])
+    assert [int(row["global_step"]) for row in rows] == [9, 12, 18, 24, 27, 36, 40]
+    for row in rows:
+        step = int(row["global_step"])
+        evaluated = step % 12 == 0 or step == 40
+        assert row["eval_return_mean"] == ("5.0" if evaluated else "")
+        assert all((row[name] != "") == (step > 20) for name in module.METRICS)
+        assert all(math.isfinite(float(row[name])) for name in module.METRICS if row[name])
+
+
+@pytest.mark.parametrize("every", [3, 10])
+@pytest.mark.parametrize("world", ["Endless", "Ending", "Both"])
+def test_every_episode_is_counted(world, every, go):
+    """Whether it was cut, terminated or both: each has 5 steps of reward 1."""
+    before = 0
+    for row in metrics(go(env_id=f"worlds:{world}-v0", log_frequency=every)["run_dir"]):
+        episodes = int(row["episodes"])
+        assert episodes == int(row["global_step"]) // 5
+        expected = ("5.0", "5.0") if episodes > before else ("", "")
+        assert (row["episodic_return"], row["episodic_length"]) == expected
+        before = episodes
+    assert before == 12
+
+
+def test_metrics_are_on_disk_at_once(go, module, monkeypatch):
+    """What a killed run would leave: every row that was due."""
+    seen = []
+    after_each_step(module, monkeypatch, lambda run: seen.append(len(metrics(run.dir))))
+    go()
+    assert seen == [step // 10 for step in range(1, 61)]
+
+
+def test_args_json(go, module, tmp_path):
+    results = go(seed=7, gamma=0.5)
+    about = json.loads((results["run_dir"] / "args.json").read_text())
+    settings = TINY | {"seed": 7, "gamma": 0.5, "runs_dir": str(tmp_path / "runs0")}
+    assert dataclasses.asdict(module.Args(**settings)).items() <= about.items()
+    for package in (torch, gym, np):
+        assert about[package.__name__] == package.__version__
+    assert about["python"] == sys.version and about["platform"] == platform.platform()
+    assert about["cores"] == os.cpu_count()
+
+
+@pytest.mark.parametrize("env_id", ["worlds:Endless-v0", "space/Endless-v0"])
+def test_folder_names_are_safe_everywhere(env_id, go, script, tmp_path):
+    name = run_dir(tmp_path / "runs0").name if go(env_id=env_id, seed=12) else ""
+    assert re.fullmatch(r"[A-Za-z0-9._-]+", name)
+    assert "Endless-v0" in name and script in name and "__12__" in name
+
+
+def test_no_run_writes_into_anothers_folder(go, monkeypatch, tmp_path):
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    first = go(runs_dir=str(tmp_path))
+    before = {path: path.read_bytes() for path in first["run_dir"].iterdir()}
+    with pytest.raises(SystemExit) as stop:
+        go(runs_dir=str(tmp_path))
+    assert str(first["run_dir"]) in one_line(stop)
+    assert before == {path: path.read_bytes() for path in first["run_dir"].iterdir()}
+
+
+def test_what_train_returns(go, module, tmp_path):
+    """What a notebook needs: the evaluation, where the files are, and the actor."""
+    results = go(**PENDULUM, eval_episodes=2)
+    expected = {*LAST, "global_step", "seconds", "run_dir", "actor"}
+    assert results.keys() == expected
+    assert results["run_dir"] == run_dir(tmp_path / "runs0")
+    assert results["global_step"] == 240 and results["eval_episodes"] == 2
+    args = module.Args(**TINY | PENDULUM | {"eval_episodes": 2})
+    trajectories = module.evaluate(results["actor"], args)
+    returns = [sum(step[2] for step in trajectory) for trajectory in trajectories]
+    assert results["eval_return_mean"] == np.mean(returns)
+    assert results["eval_return_std"] == np.std(returns)
+
+
+def test_tensorboard(go, module):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = go(tensorboard=True)["run_dir"]
+    events = EventAccumulator(str(folder)).Reload()
+    for name in ("episodes", "eval_return_mean", *module.METRICS):
+        written = {int(row["global_step"]): row[name] for row in metrics(folder) if row[name]}
+        read = {event.step: event.value for event in events.Scalars(name)}
+        assert read == pytest.approx({step: float(value) for step, value in written.items()})
+
+
+def test_track_offline(go, module, monkeypatch, tmp_path):
+    """Without an account, and without a file outside the run's folder."""
+    for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    plain, tracked = go(), go(track=True)
+    same_training(plain, tracked)
+    (file,) = tmp_path.rglob("*.wandb")
+    assert tracked["run_dir"] in file.parents
+    written = file.read_bytes()
+    assert all(name.encode() in written for name in module.METRICS)
+
+
+def test_video(go, monkeypatch):
+    """One film per evaluation, in which something moves; and training does not notice."""
+    import imageio_ffmpeg
+
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    settings = PENDULUM | {"eval_frequency": 190, "eval_episodes": 2}
+    filmed = go(**settings, capture_video=True)
+    films = sorted(filmed["run_dir"].rglob("*.mp4"))
+    assert [film.parent.name for film in films] == ["video-190", "video-240"]
+    for film in films:
+        frames = imageio_ffmpeg.read_frames(str(film))
+        assert next(frames)["size"] == (500, 500)
+        first, *_, last = (
+            np.frombuffer(x, np.uint8).astype(int) for x in itertools.islice(frames, 9)
+        )
+        frames.close()
+        assert abs(first - last).max() > 100
+    same_training(filmed, go(**settings))
+
+
+# === What is stored, and what the environment is given ============================================
+@pytest.mark.parametrize("capacity", [1000, 23])
+@pytest.mark.parametrize("world", ["Endless", "Ending", "Both"])
+def test_stored_transitions(world, capacity, go, replays):
+    """None crosses an episode, and only a true end is stored as one."""
+    go(env_id=f"worlds:{world}-v0", buffer_size=capacity)
+    (replay,) = replays
+    assert len(replay) == min(60, capacity)
+    stored = replay.gather(torch.arange(len(replay)))
+    assert torch.equal(stored.next_obs, stored.obs + 1)
+    assert set(stored.obs.flatten().tolist()) == {0, 1, 2, 3, 4}
+    ends = stored.next_obs[:, 0] == 5
+    assert torch.equal(stored.terminated, ends.float() * (world != "Endless"))
+    assert (stored.reward == 1).all()
+
+
+@pytest.mark.parametrize("world", ["PendulumBounds", "UnitInterval", "Lopsided"])
+def test_actions_span_their_range(world, go, module, replays, monkeypatch):
+    """Warm-up and policy alike, dimension by dimension; what is stored is what was done."""
+    monkeypatch.setattr(worlds.Bounds, "seen", [])
+    total, warm_up = 900, 300
+    env_id = f"worlds:{world}-v0"
+    go(env_id=env_id, total_timesteps=total, learning_starts=warm_up, updates_per_step=0.05)
+    space = gym.make(env_id).action_space
+    assert len(worlds.Bounds.seen) == total + 10, "an evaluation of 10 steps comes last"
+    assert all(space.contains(action) for action in worlds.Bounds.seen)
+    seen, width = np.stack(worlds.Bounds.seen[:total]), space.high - space.low
+    for phase in (seen[:warm_up], seen[warm_up:]) if hasattr(module.Actor, "sample") else (seen,):
+        assert (phase.min(0) < space.low + 0.05 * width).all()
+        assert (phase.max(0) > space.high - 0.05 * width).all()
+    stored = replays[0].gather(torch.arange(total)).action.numpy()
+    assert abs(stored).max() <= 1
+    np.testing.assert_allclose(seen, space.low + width * (stored + 1) / 2, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "env_id",
+    ["worlds:PendulumBounds-v0", "worlds:UnitInterval-v0", "worlds:Lopsided-v0", "Awkward-v0"],
+)
+def test_bounds_are_reached_exactly(env_id, module, monkeypatch):
+    """-1 and 1 are the bounds themselves, 0 is halfway, and nothing leads beyond."""
+    monkeypatch.setattr(worlds.Bounds, "seen", [])
+    env, space = module.make_env(env_id), gym.make(env_id).action_space
+    assert env.action_space == gym.spaces.Box(-1, 1, space.shape, np.float32)
+    env.reset()
+    for value in (-1, 1, 0, -1.5, 1.5):
+        env.step(np.full(space.shape, value, np.float32))
+    low, high, middle, below, above = worlds.Bounds.seen
+    for given, bound in [(low, space.low), (below, space.low), (high, space.high)]:
+        np.testing.assert_array_equal(given, bound)
+    np.testing.assert_array_equal(above, space.high)
+    np.testing.assert_allclose(middle, (space.low + space.high) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("world, dtype", [("Double", np.float64), ("Whole", np.int64)])
+def test_observations_of_other_types(world, dtype, go, replays):
+    """They work, and every tensor that enters a network or a layer of one is float32."""
+    assert gym.make(f"worlds:{world}-v0").observation_space.dtype == dtype
+    entered = collections.Counter()
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, inputs: entered.update((type(module).__name__, x.dtype) for x in inputs)
+    )
+    with hook:
+        go(env_id=f"worlds:{world}-v0")
+    names, dtypes = zip(*entered, strict=True)
+    assert set(dtypes) == {torch.float32} and {"Actor", "Linear"} <= set(names)
+    assert set(replays[0].gather(torch.arange(60)).obs.flatten().tolist()) == set(range(7))
+
+
+# === What is held =================================================================================
+def held(run=None):
+    """How much of everything that could pile up there is now."""
+    gc.collect()
+    counts = {"bytes": tracemalloc.get_traced_memory()[0], "threads": threading.active_count()}
+    counts["tensors"] = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+    if os.path.isdir("/dev/fd"):  # not on Windows
+        counts["files"] = len(os.listdir("/dev/fd"))
+    state = vars(run) | run.progress if run else {}
+    return counts | {name: len(x) for name, x in state.items() if isinstance(x, (list, dict))}
+
+
+def test_thousands_of_short_episodes_leave_nothing(go, module, monkeypatch):
+    """Memory, threads, open files and the lists of the run are as after the first thousand."""
+    samples = []
+
+    def watch(run):
+        if run.step in (1000, 3000):
+            samples.append(held(run))
+
+    after_each_step(module, monkeypatch, watch)
+    settings = {"log_frequency": 100, "eval_frequency": 500, "checkpoint_frequency": 500}
+    tracemalloc.start()
+    try:
+        go(env_id="worlds:OneStep-v0", total_timesteps=3100, updates_per_step=0.02, **settings)
+    finally:
+        tracemalloc.stop()
+    before, after = samples
+    assert after.pop("bytes") - before.pop("bytes") < 16 * 2000, "16 bytes per episode"
+    assert after == before
+
+
+def test_runs_close_what_they_opened(go):
+    def both():
+        go(tensorboard=True)
+        with pytest.raises(ZeroDivisionError):
+            go(tensorboard=True, env_id="worlds:Poisoned-exception-v0")
+        return held()
+
+    both()
+    assert both() == both()
+
+
+# === Updates ======================================================================================
+def test_updates_happen(go):
+    """Every tensor of every network moves, and without an update none does."""
+    start, still, learnt = (
+        torch.load(go(**settings)["run_dir"] / "model.pt", weights_only=True)
+        for settings in ({"total_timesteps": 1}, {"updates_per_step": 0}, {})
+    )
+    same(start, still)
+    for name, weight in learnt.items():
+        assert not torch.equal(weight, start[name]), name
+
+
+@pytest.mark.parametrize("rate, expected", [(0.5, 22), (0.25, 11), (2, 90), (3, 135), (0.3, 13)])
+def test_updates_per_step(rate, expected, go, module, monkeypatch):
+    """floor(45 rate) in 45 learning steps, spread evenly, each on a batch of its own."""
+    updates, batches, counted = [], [], []
+    original_sample, original_update = module.ReplayBuffer.sample, module.update_targets
+
+    def sample(*args):
+        batches.append(original_sample(*args))
+        return batches[-1]
+
+    def update_targets(*args):
+        updates.append(original_update(*args))
+
+    monkeypatch.setattr(module.ReplayBuffer, "sample", sample)
+    monkeypatch.setattr(module, "update_targets", update_targets)
+    after_each_step(module, monkeypatch, lambda run: counted.append(len(updates)))
+    go(learning_starts=15, updates_per_step=rate)
+    assert counted == [math.floor(max(step - 15, 0) * rate) for step in range(1, 61)]
+    assert counted[-1] == len(batches) == expected
+    for one, next_one in itertools.pairwise(batches):
+        assert not torch.equal(one.action, next_one.action)
+
+
+def test_num_threads(go):
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            go(num_threads=threads, total_timesteps=1)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
