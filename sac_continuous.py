@@ -588,9 +588,8 @@ class Run(contextlib.ExitStack):
             self.save()
         if self.due(args.eval_frequency):
             video_dir = self.dir / f"video-{step}" if args.capture_video else None
-            trajectories = evaluate(self.parts["actor"], args, video_dir, lambda: self.signals)
-            if self.signals:
-                self.save()
+            actor, stopped = self.parts["actor"], lambda: self.signals and self.save()
+            trajectories = evaluate(actor, args, video_dir, stopped)  # save() leaves after a signal
             returns = [sum(transition[2] for transition in episode) for episode in trajectories]
             mean, std = np.mean(returns), np.std(returns)
             evaluation = dict(zip(EVAL, (mean, std, len(returns)), strict=True))
