@@ -571,7 +571,8 @@ class Run(contextlib.ExitStack):
         """Count a step."""
         self.step += 1
         self.progress["rewards"].append(float(reward))
-        self.check_finite(observation=next_obs, reward=reward)
+        if not (np.isfinite(next_obs).all() and math.isfinite(reward)):
+            self.check_finite(observation=next_obs, reward=reward)
 
     def check_finite(self, **values: Any) -> None:
         for name, value in values.items():
