@@ -140,7 +140,6 @@ def compare(
                     "seed": seed,
                     "step": found.step,
                     "eval_return_mean": found.mean,
-                    "seconds": round(found.seconds, 1),
                 }
                 for found in common.evaluations(ran)
             ],
