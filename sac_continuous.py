@@ -79,7 +79,7 @@ class Args:
     gamma: float = 0.99
     """discount factor per step [2019, App. D]"""
     tau: float = 0.005
-    """share of the critics that moves into their targets at each update [2019, App. D]"""
+    """share of a network that moves into its target at each update [2019, App. D]"""
     batch_size: int = 256
     """transitions per gradient update [2019, App. D]"""
     buffer_size: int = 1_000_000
@@ -101,7 +101,7 @@ class Args:
     log_frequency: int = 100
     """steps between two rows of metrics.csv"""
     eval_frequency: int = 2_500
-    """steps between two evaluations of the action tanh(mu(s)); 0 = only at the end"""
+    """steps between two evaluations of the deterministic policy; 0 = only at the end"""
     eval_episodes: int = 10
     """episodes per evaluation, from starts that are the same in every run"""
     checkpoint_frequency: int = 25_000
@@ -134,7 +134,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two hidden layers of rectified linear units [2019, App. D], PyTorch's initial weights."""
+    """Two hidden layers of rectified linear units, PyTorch's initial weights."""
     layers = nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
     return nn.Sequential(*layers, nn.Linear(hidden, outputs))
 
@@ -242,7 +242,7 @@ def squashed_log_prob(u: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
 
 
 def soft_value(q1: Tensor, q2: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
-    """V(s) = min_i Q_i(s, a) - alpha log pi(a|s) at one a ~ pi(.|s)  [2019, eq. 3].  (B,) -> (B,)
+    """V(s) = min_i Q_i(s, a) - alpha log pi(a|s), a ~ pi(.|s)  [2018, 2019: eq. 3].  (B,) -> (B,)
 
     The smaller of two critics overestimates less [2019, sec. 6].
     """
@@ -250,7 +250,7 @@ def soft_value(q1: Tensor, q2: Tensor, log_prob: Tensor, alpha: Tensor) -> Tenso
 
 
 def bellman_target(reward: Tensor, terminated: Tensor, next_value: Tensor, gamma: float) -> Tensor:
-    """y = r + gamma (1 - d) V(s'): nothing comes after termination  [2019, eq. 2].  (B,) -> (B,)"""
+    """y = r + gamma (1 - d) V(s'), nothing after termination  [2018, 2019: eq. 2].  (B,) -> (B,)"""
     return reward + gamma * (1 - terminated) * next_value
 
 
@@ -292,9 +292,9 @@ def update_targets(targets: list[Tensor], parameters: list[Tensor], tau: float) 
     torch._foreach_lerp_(targets, parameters, tau)
 
 
-def updates_due(step: int, updates_per_step: float) -> int:
-    """Updates after step number `step` since the warm-up; floor(step * updates_per_step) in all."""
-    return int(step * updates_per_step) - int((step - 1) * updates_per_step) if step > 0 else 0
+def updates_due(step: int, rate: float) -> range:
+    """Numbers, from 1 on, of the updates that follow step number `step` since the warm-up."""
+    return range(int((step - 1) * rate) + 1, int(step * rate) + 1) if step > 0 else range(0)
 
 
 # === 6. Training loop =============================================================================
@@ -343,7 +343,7 @@ def train(args: Args) -> dict[str, Any]:
             replay.add(obs, action, reward, next_obs, terminated)
             obs = run.reset(env) if terminated or truncated else next_obs
 
-            for _ in range(updates_due(step - args.learning_starts, args.updates_per_step)):
+            for _ in updates_due(step - args.learning_starts, args.updates_per_step):
                 batch = replay.sample(args.batch_size)
                 alpha = temperature().detach()
 
@@ -380,7 +380,7 @@ def train(args: Args) -> dict[str, Any]:
 
 # === 7. Bookkeeping (skip on first reading) =======================================================
 COLUMNS = ("global_step", "seconds", "sps", "episodes", "episodic_return", "episodic_length")
-EVAL = ("eval_return_mean", "eval_return_std", "eval_episodes")
+EVAL = {"eval_return_mean": np.mean, "eval_return_std": np.std, "eval_episodes": len}
 EVAL_SEED = 1_000_000  # episode i of an evaluation is reset with EVAL_SEED + i, whatever --seed
 EXTRAS = {"track": "wandb", "tensorboard": "tensorboard", "capture_video": "moviepy pygame"}
 
@@ -402,7 +402,7 @@ def explain(what: str, *errors: type[Exception]) -> Any:
 def check_args(args: Args) -> None:
     for field in dataclasses.fields(args):
         name, value = "--" + field.name.replace("_", "-"), getattr(args, field.name)
-        low = int(field.type is int and not name.endswith(("seed", "-starts", "-frequency")))
+        low = int(field.type is int and not re.search("seed|starts|(log|eval|point)-f", name))
         high = 1 if name in ("--gamma", "--tau") else 10**12
         if field.type in (int, float) and not low <= value <= high:
             fail(f"{name} must be from {low} to {high}, not {value}")
@@ -500,10 +500,11 @@ class Run(contextlib.ExitStack):
             self.progress, old = self.saved["progress"], self.saved["args"]
             changed = {k for k in old if getattr(args, k) != old[k]} - {"resume"}
             if changed == {"total_timesteps"} and args.total_timesteps > old["total_timesteps"]:
-                print("--total-timesteps has grown, and with it the room for replay")
+                print("--total-timesteps has grown, with it the replay buffer and all schedules")
             elif changed:
                 fail(f"--resume goes on with the run's own settings; it cannot change {changed}")
         self.step, self.csv = self.progress["step"], self.dir / "metrics.csv"
+        self.judge = lambda trajectories: {}  # a script's own metrics of an evaluation
         self.generators = [torch] + [getattr(torch, d) for d in ("cuda", "mps") if d in args.device]
 
     def start(self, env: gym.Env) -> np.ndarray:
@@ -516,7 +517,7 @@ class Run(contextlib.ExitStack):
             with open(self.csv, "a", newline="") as file:
                 file.truncate(min(file.tell(), self.progress["csv_size"]))  # later rows come again
                 if file.seek(0, os.SEEK_END) == 0:
-                    csv.writer(file).writerow(COLUMNS + METRICS + EVAL)
+                    csv.writer(file).writerow([*COLUMNS, *METRICS, *EVAL])
         if self.args.track:
             import wandb
 
@@ -592,9 +593,8 @@ class Run(contextlib.ExitStack):
             actor, stopped = self.parts["actor"], lambda: self.signals and self.save()
             trajectories = evaluate(actor, args, video_dir, stopped)  # save() leaves after a signal
             returns = [sum(transition[2] for transition in episode) for episode in trajectories]
-            mean, std = np.mean(returns), np.std(returns)
-            evaluation = dict(zip(EVAL, (mean, std, len(returns)), strict=True))
-            tqdm.write(f"step {step}: mean return {mean:.1f} in evaluation", file=sys.stderr)
+            evaluation = {k: of(returns) for k, of in EVAL.items()} | self.judge(trajectories)
+            tqdm.write(f"step {step}: mean return {np.mean(returns):.1f} in evaluation", sys.stderr)
         elif not self.due(args.log_frequency):
             return
         metrics = {name: value.mean().item() for name, value in self.metrics.items()} | evaluation
@@ -605,7 +605,7 @@ class Run(contextlib.ExitStack):
         if ended := self.progress["ended"]:
             row["episodic_return"], row["episodic_length"] = np.mean(ended, axis=0)
         with explain(f"cannot write {self.csv}", OSError), open(self.csv, "a", newline="") as file:
-            csv.DictWriter(file, COLUMNS + METRICS + EVAL).writerow(row)
+            csv.DictWriter(file, [*COLUMNS, *METRICS, *EVAL]).writerow(row)
         for send in self.senders:
             send(row, step)
         self.progress["ended"], self.row = [], row
