@@ -25,7 +25,6 @@ Notation    s, s', a, r     obs, next_obs, action, reward     Q, Q'      q, q_ta
             d               terminated                        mu, mu'    actor, actor_target (phi)
             mu(s)           new_action                        sigma      --exploration-noise
 Shapes: B transitions in a batch, O = dim(S), A = dim(A). One number per transition is (B,).
-
 Siblings: td3_continuous.py adds three remedies against overestimation; sac_continuous.py has a
 stochastic policy, whose entropy is rewarded.
 """
@@ -121,11 +120,12 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     env = open_env(env_id, **kwargs)
     low, high = env.action_space.low, env.action_space.high
     unit_box = gym.spaces.Box(-1, 1, low.shape, np.float32)
+    obs_box = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
     # Clipped after rescaling: that covers actions beyond [-1, 1] and rounding at the bounds alike.
     env = gym.wrappers.TransformAction(
         env, lambda a: np.clip((low * (1 - a) + high * (1 + a)) / 2, low, high), unit_box
     )
-    return gym.wrappers.TransformObservation(env, lambda obs: np.array(obs, np.float32), None)
+    return gym.wrappers.TransformObservation(env, lambda obs: np.array(obs, np.float32), obs_box)
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

@@ -60,7 +60,7 @@ from tqdm import tqdm, trange
 class Args:
     env_id: str = "Pendulum-v1"
     """gymnasium environment with vector observations and bounded continuous actions"""
-    total_timesteps: int = 204_800
+    total_timesteps: int = 102_400
     """steps of all environments together, rounded up to whole iterations (MuJoCo: 1_000_000)"""
     seed: int = 1
     """seed of PyTorch and of the training environment"""
@@ -136,11 +136,12 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     env = open_env(env_id, **kwargs)
     low, high = env.action_space.low, env.action_space.high
     unit_box = gym.spaces.Box(-1, 1, low.shape, np.float32)
+    obs_box = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
     # Clipped after rescaling: that covers actions beyond [-1, 1] and rounding at the bounds alike.
     env = gym.wrappers.TransformAction(
         env, lambda a: np.clip((low * (1 - a) + high * (1 + a)) / 2, low, high), unit_box
     )
-    return gym.wrappers.TransformObservation(env, lambda obs: np.array(obs, np.float32), None)
+    return gym.wrappers.TransformObservation(env, lambda obs: np.array(obs, np.float32), obs_box)
 
 
 def make_envs(args: Args) -> gym.vector.VectorEnv:
@@ -291,13 +292,13 @@ def collect(actor: Actor, envs: Any, obs: np.ndarray, args: Args, run: Any) -> t
     """A rollout as a Batch, and the observations (N, O) with which the next one begins."""
     rollout = []
     for _ in range(args.num_steps):
-        action = actor.sample(torch.as_tensor(obs).float().to(args.device)).cpu().numpy()
+        action = actor.sample(torch.as_tensor(obs, device=args.device)).cpu().numpy()
         next_obs, reward, terminated, truncated, info = envs.step(action)
         ended, last_obs = terminated | truncated, next_obs.copy()
         if ended.any():  # there, next_obs is the first observation of the next episode
             last_obs[ended] = np.stack(info["final_obs"][ended])
         rollout.append((obs, action, reward, last_obs, terminated, ended))
-        run.record(last_obs, reward, ended)
+        run.record(next_obs, last_obs, reward, ended)
         obs = next_obs
     columns = (np.stack(x, dtype=np.float32) for x in zip(*rollout, strict=True))
     return Batch(*(torch.from_numpy(x).to(args.device) for x in columns)), obs
@@ -306,9 +307,9 @@ def collect(actor: Actor, envs: Any, obs: np.ndarray, args: Args, run: Any) -> t
 def train(args: Args) -> dict[str, Any]:
     """Run PPO; return the last evaluation, the run's folder and the actor."""
     size = args.num_envs * args.num_steps
+    run = Run(args)  # room 7: the run's folder, metrics, checkpoints
     if size % args.num_minibatches:
         fail(f"--num-minibatches {args.num_minibatches} does not divide the {size} steps")
-    run = Run(args)  # room 7: the run's folder, metrics, checkpoints
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(args.seed)
     envs = make_envs(args)
@@ -551,7 +552,7 @@ class Run(contextlib.ExitStack):
         print("note: every environment begins a new episode: not bit for bit from here")
         self.after_step()
 
-    def record(self, last_obs: np.ndarray, reward: np.ndarray, ended: np.ndarray) -> None:
+    def record(self, next_obs, last_obs, reward: np.ndarray, ended: np.ndarray) -> None:
         """Count a step of every environment, and the episodes that ended in it."""
         self.step += len(reward)
         self.returns, self.lengths = self.returns + reward, self.lengths + 1
@@ -559,8 +560,8 @@ class Run(contextlib.ExitStack):
             self.progress["episodes"] += 1
             self.progress["ended"].append((float(self.returns[i]), float(self.lengths[i])))
             self.returns[i] = self.lengths[i] = 0
-        if not (np.isfinite(last_obs).all() and np.isfinite(reward).all()):
-            self.check_finite(observation=last_obs, reward=reward)
+        if not all(np.isfinite(x).all() for x in (next_obs, last_obs, reward)):
+            self.check_finite(observation=np.stack([next_obs, last_obs]), reward=reward)
         if self.signals:  # leave as of the end of the last iteration
             self.step = (self.step - 1) // self.size * self.size
             self.save()

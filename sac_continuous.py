@@ -27,7 +27,6 @@ Notation    s, s', a, r     obs, next_obs, action, reward     Q_1, Q_2         q
             b               new_action                        pi_phi           actor
             log pi(a|s)     log_prob                          alpha            temperature()
 Shapes: B transitions in a batch, O = dim(S), A = dim(A). One number per transition is (B,).
-
 Siblings: sac_v1_value_net.py adds a value network; td3_continuous.py has a deterministic policy.
 """
 
@@ -126,11 +125,12 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     env = open_env(env_id, **kwargs)
     low, high = env.action_space.low, env.action_space.high
     unit_box = gym.spaces.Box(-1, 1, low.shape, np.float32)
+    obs_box = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
     # Clipped after rescaling: that covers actions beyond [-1, 1] and rounding at the bounds alike.
     env = gym.wrappers.TransformAction(
         env, lambda a: np.clip((low * (1 - a) + high * (1 + a)) / 2, low, high), unit_box
     )
-    return gym.wrappers.TransformObservation(env, lambda obs: np.array(obs, np.float32), None)
+    return gym.wrappers.TransformObservation(env, lambda obs: np.array(obs, np.float32), obs_box)
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

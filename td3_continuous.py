@@ -27,7 +27,6 @@ Notation    s, s', a, r     obs, next_obs, action, reward    Q_i, Q_i'  q1, q1_t
             d, a'           terminated, next_action          mu, mu'    actor, actor_target (phi)
             mu(s)           new_action                       rho, c     --policy-noise, --noise-clip
 Shapes: B transitions in a batch, O = dim(S), A = dim(A). One number per transition is (B,).
-
 Siblings: ddpg_continuous.py is this without the tricks; sac_continuous.py has a stochastic policy.
 """
 
@@ -130,11 +129,12 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     env = open_env(env_id, **kwargs)
     low, high = env.action_space.low, env.action_space.high
     unit_box = gym.spaces.Box(-1, 1, low.shape, np.float32)
+    obs_box = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
     # Clipped after rescaling: that covers actions beyond [-1, 1] and rounding at the bounds alike.
     env = gym.wrappers.TransformAction(
         env, lambda a: np.clip((low * (1 - a) + high * (1 + a)) / 2, low, high), unit_box
     )
-    return gym.wrappers.TransformObservation(env, lambda obs: np.array(obs, np.float32), None)
+    return gym.wrappers.TransformObservation(env, lambda obs: np.array(obs, np.float32), obs_box)
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

@@ -15,10 +15,17 @@ import torch
 import tyro
 
 TESTS = Path(__file__).parent
-SCRIPTS = ["sac_continuous"]  # the tests that take a script's name run for each of these
+# The tests that take a script's name run for each of these. The bookkeeping of the off-policy ones
+# is the same to the letter, which test_family.py holds; PPO's is its own.
+OFF_POLICY = ["sac_continuous", "sac_v1_value_net", "td3_continuous", "ddpg_continuous"]
+SCRIPTS = [*OFF_POLICY, "ppo_continuous"]
 # A run of a second. A flag given after these wins.
-QUICK = ["--num-threads=1", "--hidden-dim=16", "--batch-size=16", "--total-timesteps=240"]
-QUICK += ["--learning-starts=50", "--log-frequency=20", "--eval-frequency=0", "--eval-episodes=1"]
+QUICK = ["--num-threads=1", "--hidden-dim=16", "--total-timesteps=240", "--log-frequency=20"]
+QUICK += ["--eval-frequency=0", "--eval-episodes=1"]
+ROLLOUTS = ["--num-steps=20", "--num-minibatches=4", "--update-epochs=2"]
+QUICK = dict.fromkeys(OFF_POLICY, [*QUICK, "--batch-size=16", "--learning-starts=50"]) | {
+    "ppo_continuous": [*QUICK, *ROLLOUTS]
+}
 
 
 def source(script: str) -> str:

@@ -1,7 +1,6 @@
 """tools/plot.py draws and tabulates what the runs measured, and nothing else."""
 
 import csv
-import importlib
 import itertools
 import json
 import math
@@ -286,9 +285,7 @@ def test_errors_of_the_command(tmp_path):
 @pytest.mark.parametrize("script", helpers.SCRIPTS)
 def test_draws_what_a_script_writes(tmp_path, script):
     """A real run, over each axis: its folder, its settings and its columns are understood."""
-    module = importlib.import_module(script)
-    short = {"num_threads": 1, "hidden_dim": 16, "eval_frequency": 200, "eval_episodes": 1}
-    module.train(module.Args(total_timesteps=400, runs_dir=str(tmp_path), **short))
+    helpers.main(script, *helpers.QUICK[script], "--eval-frequency=120", "--runs-dir", tmp_path)
     for x in ("global_step", "episodes", "seconds"):
         ((env, name),) = groups = grouped(tmp_path, x=x)
         assert (env, name) == ("Pendulum-v1", script)

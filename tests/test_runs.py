@@ -27,16 +27,26 @@ import pytest
 import torch
 import tyro
 import worlds
-from helpers import QUICK, SCRIPTS, TESTS, main, metrics, run, run_dir, same, source
+from helpers import OFF_POLICY, QUICK, SCRIPTS, TESTS, main, metrics, run, run_dir, same, source
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 # A run of a tenth of a second.
-TINY = {"env_id": "worlds:Endless-v0", "total_timesteps": 60, "learning_starts": 20}
-TINY |= {"batch_size": 8, "hidden_dim": 8, "num_threads": 1, "log_frequency": 10}
-TINY |= {"eval_frequency": 0, "eval_episodes": 1}
+TINY = {"env_id": "worlds:Endless-v0", "total_timesteps": 60, "hidden_dim": 8, "num_threads": 1}
+TINY |= {"log_frequency": 10, "eval_frequency": 0, "eval_episodes": 1}
+TINY = dict.fromkeys(OFF_POLICY, TINY | {"batch_size": 8, "learning_starts": 20}) | {
+    "ppo_continuous": TINY | {"num_steps": 10, "num_minibatches": 2, "update_epochs": 1}
+}
 # Long enough for a second episode, whose start is a draw of the environment.
-PENDULUM = {"env_id": "Pendulum-v1", "total_timesteps": 240, "learning_starts": 180}
+PENDULUM = {"env_id": "Pendulum-v1", "total_timesteps": 240}
+PENDULUM = dict.fromkeys(OFF_POLICY, PENDULUM | {"learning_starts": 180}) | {
+    "ppo_continuous": PENDULUM | {"num_steps": 60}
+}
+
+off_policy = pytest.mark.parametrize("script", OFF_POLICY, indirect=True)
+one = pytest.mark.parametrize("script", ["sac_continuous"], indirect=True)
+# One of each kind, where only the bookkeeping is at stake.
+each_kind = pytest.mark.parametrize("script", ["sac_continuous", "ppo_continuous"], indirect=True)
 
 worlds.register("Infinite-observation", worlds.Poisoned, 10, what="observation", value=np.inf)
 worlds.register("Infinite-reward", worlds.Poisoned, 10, what="reward", value=-np.inf)
@@ -56,13 +66,13 @@ def module(script):
 
 
 @pytest.fixture
-def go(module, tmp_path):
+def go(script, module, tmp_path):
     """Train here and now, tiny unless told otherwise, in a fresh --runs-dir."""
     numbers = itertools.count()
 
     def go(**settings):
         runs_dir = str(tmp_path / f"runs{next(numbers)}")
-        return module.train(module.Args(**TINY | {"runs_dir": runs_dir} | settings))
+        return module.train(module.Args(**TINY[script] | {"runs_dir": runs_dir} | settings))
 
     return go
 
@@ -76,7 +86,7 @@ def refusal(script, tmp_path, capsys):
 
     def refusal(*flags):
         with pytest.raises(SystemExit) as stop:
-            main(script, *QUICK, "--runs-dir", tmp_path / "runs", *flags)
+            main(script, *QUICK[script], "--runs-dir", tmp_path / "runs", *flags)
         assert not (tmp_path / "runs").exists()
         printed = capsys.readouterr()
         assert printed.out == ""
@@ -91,6 +101,8 @@ def refusal(script, tmp_path, capsys):
 @pytest.fixture
 def replays(module, monkeypatch):
     """Every replay buffer that the runs of this test make."""
+    if not hasattr(module, "ReplayBuffer"):
+        return []
     made, original = [], module.ReplayBuffer.__init__
 
     def remember(self, *args):
@@ -129,10 +141,11 @@ def same_training(a, b):
     states = [checkpoint(results) for results in (a, b)]
     same(*(state["parts"] for state in states))
     for name in ("generators", "env_rng", "rewards", "step", "episodes"):
-        same(*(state["progress"][name] for state in states), name)
+        same(*(state["progress"].get(name) for state in states), name)
 
 
 # === Refusals =====================================================================================
+@each_kind
 @pytest.mark.parametrize(
     "env_id, culprit",
     [
@@ -159,6 +172,7 @@ def test_unfit_environment(env_id, culprit, refusal):
     assert env_id in message and culprit in message
 
 
+@each_kind
 def test_mujoco_missing(refusal, monkeypatch):
     """The message says what to install."""
     for name in [name for name in sys.modules if name.startswith("gymnasium.envs.mujoco")]:
@@ -169,17 +183,22 @@ def test_mujoco_missing(refusal, monkeypatch):
 
 
 ZERO_IS_WRONG = {"total_timesteps", "num_threads", "hidden_dim", "batch_size", "buffer_size"}
-ZERO_IS_WRONG |= {"eval_episodes"}
+ZERO_IS_WRONG |= {"eval_episodes", "policy_frequency", "num_envs", "num_steps", "update_epochs"}
+ZERO_IS_WRONG |= {"num_minibatches"}
 
 
 def wrong_numbers():
+    """Of every flag, in the first script that has it."""
+    seen = set()
     for name in SCRIPTS:
         for field in dataclasses.fields(importlib.import_module(name).Args):
             values = {int: [-1, "1.5", "many"], float: [-0.1, "nan", "inf", "much"]}
             zero = [0] if field.name in ZERO_IS_WRONG else []
-            above_one = [1.001] if field.name in ("gamma", "tau") else []
+            above_one = [1.001] if field.name in ("gamma", "tau", "gae_lambda") else []
             for value in values.get(field.type, []) + zero + above_one:
-                yield name, "--" + field.name.replace("_", "-"), value
+                if field.name not in seen:
+                    yield name, "--" + field.name.replace("_", "-"), value
+            seen.add(field.name)
 
 
 @pytest.mark.parametrize("script, flag, value", list(wrong_numbers()), indirect=["script"])
@@ -188,6 +207,7 @@ def test_wrong_number(flag, value, refusal):
     assert flag in message and str(value) in message
 
 
+@one
 @pytest.mark.parametrize(
     "flags",
     [
@@ -211,16 +231,19 @@ def test_wrong_flag(flags, refusal):
     assert all(word in message for word in words)
 
 
+@one
 def test_alpha_zero_cannot_be_tuned(refusal):
     assert "--no-autotune" in refusal("--alpha", 0)
 
 
+@each_kind
 @pytest.mark.parametrize("below", ["", "further/below"])
 def test_runs_dir_that_cannot_be_made(below, refusal, tmp_path):
     (tmp_path / "file").write_text("in the way")
     assert str(tmp_path / "file") in refusal("--runs-dir", tmp_path / "file" / below)
 
 
+@each_kind
 @pytest.mark.parametrize(
     "flag, package",
     [
@@ -241,6 +264,7 @@ def test_missing_extra(flag, package, refusal, monkeypatch):
     assert flag in message and "pip install" in message and package in message
 
 
+@each_kind
 def test_track_without_an_account(go, monkeypatch):
     import wandb
 
@@ -254,6 +278,7 @@ def test_track_without_an_account(go, monkeypatch):
     assert "--track" in message and "wandb login" in message
 
 
+@each_kind
 def test_a_refusal_as_the_user_sees_it(script, tmp_path):
     done = run(script, "--env-id", "CartPole-v1", "--runs-dir", tmp_path)
     assert done.returncode == 1 and done.stdout == ""
@@ -270,10 +295,12 @@ def test_zero_is_off(go, module):
     (row,) = metrics(go(**off)["run_dir"])
     assert row["global_step"] == "60" and row["eval_episodes"] == "1"
     assert float(row.get("alpha", 0)) == 0 and row.get("temperature_loss", "") == ""
-    assert len(metrics(go(**off | {"updates_per_step": 0})["run_dir"])) == 1
+    if hasattr(module.Args, "updates_per_step"):
+        assert len(metrics(go(**off | {"updates_per_step": 0})["run_dir"])) == 1
 
 
 # === What stops a run =============================================================================
+@each_kind
 @pytest.mark.parametrize(
     "env_id, culprit",
     [
@@ -291,10 +318,21 @@ def test_poison(env_id, culprit, go, tmp_path):
     assert f"step 30 of {env_id}: {culprit} is not finite" in message
     saved = checkpoint({"run_dir": run_dir(tmp_path / "runs0")})
     assert saved["progress"]["step"] == 20
-    assert saved["parts"]["replay"]["table"].isfinite().all()
+    for name, part in saved["parts"].items():
+        if not name.endswith("optimizer"):
+            assert all(value.isfinite().all() for value in part.values() if torch.is_tensor(value))
 
 
-@pytest.mark.parametrize("resets, step", [(2, 0), (4, 10)])
+@pytest.mark.parametrize(
+    "script, resets, step",
+    [
+        ("sac_continuous", 2, 0),  # the first reset is the one that seeds
+        ("sac_continuous", 4, 10),
+        ("ppo_continuous", 2, 5),
+        ("ppo_continuous", 3, 10),
+    ],
+    indirect=["script"],
+)
 def test_poison_at_a_reset(resets, step, go, monkeypatch):
     original, calls = worlds.Corridor.reset, itertools.count(1)
 
@@ -308,6 +346,7 @@ def test_poison_at_a_reset(resets, step, go, monkeypatch):
     assert f"step {step} of worlds:Endless-v0: observation is not finite" in one_line(stop)
 
 
+@each_kind
 def test_poison_in_an_evaluation(go):
     """20 steps of training are safe; the 30th of the evaluation is not."""
     with pytest.raises(SystemExit) as stop:
@@ -316,15 +355,21 @@ def test_poison_in_an_evaluation(go):
     assert "step 20 of worlds:Poisoned-reward-v0: eval" in message and "not finite" in message
 
 
-def test_poisoned_loss(go, module, monkeypatch):
-    """It is named when it is logged, here after the first update."""
-    original = module.critic_loss
-    monkeypatch.setattr(module, "critic_loss", lambda *args: original(*args) * np.nan)
+@pytest.mark.parametrize(
+    "script, name, step",
+    [("sac_continuous", "critic_loss", 21), ("ppo_continuous", "value_loss", 10)],
+    indirect=["script"],
+)
+def test_poisoned_loss(name, step, go, module, monkeypatch):
+    """It is named when it is logged, here after the first updates."""
+    original = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *args: original(*args) * np.nan)
     with pytest.raises(SystemExit) as stop:
         go(log_frequency=1)
-    assert "step 21 of worlds:Endless-v0: critic_loss is not finite" in one_line(stop)
+    assert re.search(f"step {step} of worlds:Endless-v0: .*_loss is not finite", one_line(stop))
 
 
+@each_kind
 def test_a_fault_of_the_environment_keeps_its_traceback(go, tmp_path):
     with pytest.raises(ZeroDivisionError, match="a fault of the environment's own") as fault:
         go(env_id="worlds:Poisoned-exception-v0", checkpoint_frequency=10)
@@ -335,12 +380,13 @@ def test_a_fault_of_the_environment_keeps_its_traceback(go, tmp_path):
 
 
 # === Random numbers ===============================================================================
-def test_same_seed_same_run(go):
-    first, second = go(**PENDULUM), go(**PENDULUM)
+def test_same_seed_same_run(go, script):
+    first, second = go(**PENDULUM[script]), go(**PENDULUM[script])
     same_training(first, second)
     assert metrics(first["run_dir"]) == metrics(second["run_dir"])
 
 
+@off_policy
 def test_another_seed_another_run(go, replays):
     """It changes the environment's draws and PyTorch's: here the initial weights, and an action."""
     weights = [
@@ -364,12 +410,12 @@ def test_another_seed_another_run(go, replays):
     ],
     ids=str,
 )
-def test_watching_does_not_disturb(settings, go):
+def test_watching_does_not_disturb(settings, go, script):
     """Evaluation, metrics and checkpoints draw no random number of the training run."""
-    same_training(go(**PENDULUM), go(**PENDULUM | settings))
+    same_training(go(**PENDULUM[script]), go(**PENDULUM[script] | settings))
 
 
-def test_evaluations_start_alike_whatever_the_seed(go, module, monkeypatch):
+def test_evaluations_start_alike_whatever_the_seed(go, script, module, monkeypatch):
     original, starts = module.evaluate, []
 
     def evaluate(*args):
@@ -379,7 +425,7 @@ def test_evaluations_start_alike_whatever_the_seed(go, module, monkeypatch):
 
     monkeypatch.setattr(module, "evaluate", evaluate)
     for seed in (1, 2):
-        go(**PENDULUM, seed=seed, eval_frequency=120, eval_episodes=3)
+        go(**PENDULUM[script], seed=seed, eval_frequency=120, eval_episodes=3)
     assert len(starts) == 4
     assert len(np.unique(starts[0], axis=0)) == 3, "episodes differ from each other"
     for others in starts[1:]:
@@ -399,7 +445,7 @@ def test_a_copy_runs_alone(script, module, tmp_path):
     shutil.copy(source(script), tmp_path / name)
     without = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     options = {"cwd": tmp_path, "env": without, "capture_output": True, "text": True}
-    flags = [*QUICK, "--seed", "3"]
+    flags = [*QUICK[script], "--seed", "3"]
     done = subprocess.run([sys.executable, name, *flags], timeout=120, **options)
     assert done.returncode == 0, done.stderr
 
@@ -465,6 +511,7 @@ FIRST = ["global_step", "seconds", "sps", "episodes", "episodic_return", "episod
 LAST = ["eval_return_mean", "eval_return_std", "eval_episodes"]
 
 
+@off_policy
 def test_header_is_fixed(go, module):
     """It does not depend on what there is to fill in."""
     expected = [*FIRST, *module.METRICS, *LAST]
@@ -473,6 +520,7 @@ def test_header_is_fixed(go, module):
             assert csv.DictReader(file).fieldnames == expected
 
 
+@off_policy
 def test_rows(go, module):
     """One whenever a row or an evaluation is due and one at the end, none twice."""
     rows = metrics(go(log_frequency=9, eval_frequency=12, total_timesteps=40)["run_dir"])
@@ -481,7 +529,8 @@ def test_rows(go, module):
         step = int(row["global_step"])
         evaluated = step % 12 == 0 or step == 40
         assert row["eval_return_mean"] == ("5.0" if evaluated else "")
-        assert all((row[name] != "") == (step > 20) for name in module.METRICS)
+        for name in module.METRICS:
+            assert (row[name] != "") == (evaluated if name == "q_bias" else step > 20), name
         assert all(math.isfinite(float(row[name])) for name in module.METRICS if row[name])
 
 
@@ -499,6 +548,7 @@ def test_every_episode_is_counted(world, every, go):
     assert before == 12
 
 
+@one
 def test_metrics_are_on_disk_at_once(go, module, monkeypatch):
     """What a killed run would leave: every row that was due."""
     seen = []
@@ -507,10 +557,11 @@ def test_metrics_are_on_disk_at_once(go, module, monkeypatch):
     assert seen == [step // 10 for step in range(1, 61)]
 
 
-def test_args_json(go, module, tmp_path):
+@each_kind
+def test_args_json(go, script, module, tmp_path):
     results = go(seed=7, gamma=0.5)
     about = json.loads((results["run_dir"] / "args.json").read_text())
-    settings = TINY | {"seed": 7, "gamma": 0.5, "runs_dir": str(tmp_path / "runs0")}
+    settings = TINY[script] | {"seed": 7, "gamma": 0.5, "runs_dir": str(tmp_path / "runs0")}
     assert dataclasses.asdict(module.Args(**settings)).items() <= about.items()
     for package in (torch, gym, np):
         assert about[package.__name__] == package.__version__
@@ -518,6 +569,7 @@ def test_args_json(go, module, tmp_path):
     assert about["cores"] == os.cpu_count()
 
 
+@each_kind
 @pytest.mark.parametrize("env_id", ["worlds:Endless-v0", "space/Endless-v0"])
 def test_folder_names_are_safe_everywhere(env_id, go, script, tmp_path):
     name = run_dir(tmp_path / "runs0").name if go(env_id=env_id, seed=12) else ""
@@ -525,6 +577,7 @@ def test_folder_names_are_safe_everywhere(env_id, go, script, tmp_path):
     assert "Endless-v0" in name and script in name and "__12__" in name
 
 
+@each_kind
 def test_no_run_writes_into_anothers_folder(go, monkeypatch, tmp_path):
     monkeypatch.setattr(time, "time", lambda: 1e9)
     first = go(runs_dir=str(tmp_path))
@@ -535,20 +588,21 @@ def test_no_run_writes_into_anothers_folder(go, monkeypatch, tmp_path):
     assert before == {path: path.read_bytes() for path in first["run_dir"].iterdir()}
 
 
-def test_what_train_returns(go, module, tmp_path):
+def test_what_train_returns(go, script, module, tmp_path):
     """What a notebook needs: the evaluation, where the files are, and the actor."""
-    results = go(**PENDULUM, eval_episodes=2)
+    results = go(**PENDULUM[script], eval_episodes=2)
     expected = {*LAST, "global_step", "seconds", "run_dir", "actor"}
     assert results.keys() == expected
     assert results["run_dir"] == run_dir(tmp_path / "runs0")
     assert results["global_step"] == 240 and results["eval_episodes"] == 2
-    args = module.Args(**TINY | PENDULUM | {"eval_episodes": 2})
+    args = module.Args(**TINY[script] | PENDULUM[script] | {"eval_episodes": 2})
     trajectories = module.evaluate(results["actor"], args)
     returns = [sum(step[2] for step in trajectory) for trajectory in trajectories]
     assert results["eval_return_mean"] == np.mean(returns)
     assert results["eval_return_std"] == np.std(returns)
 
 
+@each_kind
 def test_tensorboard(go, module):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -560,6 +614,7 @@ def test_tensorboard(go, module):
         assert read == pytest.approx({step: float(value) for step, value in written.items()})
 
 
+@one
 def test_track_offline(go, module, monkeypatch, tmp_path):
     """Without an account, and without a file outside the run's folder."""
     for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true"}.items():
@@ -572,15 +627,16 @@ def test_track_offline(go, module, monkeypatch, tmp_path):
     assert all(name.encode() in written for name in module.METRICS)
 
 
-def test_video(go, monkeypatch):
+@each_kind
+def test_video(go, script, monkeypatch):
     """One film per evaluation, in which something moves; and training does not notice."""
     import imageio_ffmpeg
 
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    settings = PENDULUM | {"eval_frequency": 190, "eval_episodes": 2}
+    settings = PENDULUM[script] | {"eval_frequency": 180, "eval_episodes": 2}
     filmed = go(**settings, capture_video=True)
     films = sorted(filmed["run_dir"].rglob("*.mp4"))
-    assert [film.parent.name for film in films] == ["video-190", "video-240"]
+    assert [film.parent.name for film in films] == ["video-180", "video-240"]
     for film in films:
         frames = imageio_ffmpeg.read_frames(str(film))
         assert next(frames)["size"] == (500, 500)
@@ -593,6 +649,7 @@ def test_video(go, monkeypatch):
 
 
 # === What is stored, and what the environment is given ============================================
+@off_policy
 @pytest.mark.parametrize("capacity", [1000, 23])
 @pytest.mark.parametrize("world", ["Endless", "Ending", "Both"])
 def test_stored_transitions(world, capacity, go, replays):
@@ -608,6 +665,7 @@ def test_stored_transitions(world, capacity, go, replays):
     assert (stored.reward == 1).all()
 
 
+@off_policy
 @pytest.mark.parametrize("world", ["PendulumBounds", "UnitInterval", "Lopsided"])
 def test_actions_span_their_range(world, go, module, replays, monkeypatch):
     """Warm-up and policy alike, dimension by dimension; what is stored is what was done."""
@@ -627,6 +685,7 @@ def test_actions_span_their_range(world, go, module, replays, monkeypatch):
     np.testing.assert_allclose(seen, space.low + width * (stored + 1) / 2, rtol=1e-5, atol=1e-5)
 
 
+@one
 @pytest.mark.parametrize(
     "env_id",
     ["worlds:PendulumBounds-v0", "worlds:UnitInterval-v0", "worlds:Lopsided-v0", "Awkward-v0"],
@@ -658,7 +717,8 @@ def test_observations_of_other_types(world, dtype, go, replays):
         go(env_id=f"worlds:{world}-v0")
     names, dtypes = zip(*entered, strict=True)
     assert set(dtypes) == {torch.float32} and {"Actor", "Linear"} <= set(names)
-    assert set(replays[0].gather(torch.arange(60)).obs.flatten().tolist()) == set(range(7))
+    if replays:
+        assert set(replays[0].gather(torch.arange(60)).obs.flatten().tolist()) == set(range(7))
 
 
 # === What is held =================================================================================
@@ -673,6 +733,7 @@ def held(run=None):
     return counts | {name: len(x) for name, x in state.items() if isinstance(x, (list, dict))}
 
 
+@each_kind
 def test_thousands_of_short_episodes_leave_nothing(go, module, monkeypatch):
     """Memory, threads, open files and the lists of the run are as after the first thousand."""
     samples = []
@@ -685,7 +746,8 @@ def test_thousands_of_short_episodes_leave_nothing(go, module, monkeypatch):
     settings = {"log_frequency": 100, "eval_frequency": 500, "checkpoint_frequency": 500}
     tracemalloc.start()
     try:
-        go(env_id="worlds:OneStep-v0", total_timesteps=3100, updates_per_step=0.02, **settings)
+        rare = {"updates_per_step": 0.02} if hasattr(module.Args, "updates_per_step") else {}
+        go(env_id="worlds:OneStep-v0", total_timesteps=3100, **rare, **settings)
     finally:
         tracemalloc.stop()
     before, after = samples
@@ -693,6 +755,7 @@ def test_thousands_of_short_episodes_leave_nothing(go, module, monkeypatch):
     assert after == before
 
 
+@each_kind
 def test_runs_close_what_they_opened(go):
     def both():
         go(tensorboard=True)
@@ -705,6 +768,7 @@ def test_runs_close_what_they_opened(go):
 
 
 # === Updates ======================================================================================
+@off_policy
 def test_updates_happen(go):
     """Every tensor of every network moves, and without an update none does."""
     start, still, learnt = (
@@ -716,6 +780,7 @@ def test_updates_happen(go):
         assert not torch.equal(weight, start[name]), name
 
 
+@off_policy
 @pytest.mark.parametrize("rate, expected", [(0.5, 22), (0.25, 11), (2, 90), (3, 135), (0.3, 13)])
 def test_updates_per_step(rate, expected, go, module, monkeypatch):
     """floor(45 rate) in 45 learning steps, spread evenly, each on a batch of its own."""
@@ -732,13 +797,15 @@ def test_updates_per_step(rate, expected, go, module, monkeypatch):
     monkeypatch.setattr(module.ReplayBuffer, "sample", sample)
     monkeypatch.setattr(module, "update_targets", update_targets)
     after_each_step(module, monkeypatch, lambda run: counted.append(len(updates)))
-    go(learning_starts=15, updates_per_step=rate)
+    each = {"policy_frequency": 1} if hasattr(module.Args, "policy_frequency") else {}
+    go(learning_starts=15, updates_per_step=rate, **each)
     assert counted == [math.floor(max(step - 15, 0) * rate) for step in range(1, 61)]
     assert counted[-1] == len(batches) == expected
-    for one, next_one in itertools.pairwise(batches):
-        assert not torch.equal(one.action, next_one.action)
+    for first, second in itertools.pairwise(batches):
+        assert not torch.equal(first.action, second.action)
 
 
+@one
 def test_num_threads(go):
     before = torch.get_num_threads()
     try:

@@ -11,7 +11,7 @@ from helpers import SCRIPTS, TESTS
 ROOMS = [
     "2. Arguments",
     "3. Environment and networks",
-    "4. Replay buffer",
+    "4. Replay buffer",  # or rollout storage
     "5. The algorithm",
     "6. Training loop",
     "7. Bookkeeping (skip on first reading)",

@@ -1,0 +1,159 @@
+"""The family rule: what two scripts share is the same to the letter, and the rest is listed."""
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import re
+
+import pytest
+from helpers import OFF_POLICY, SCRIPTS, source
+
+SAC, V1, TD3, DDPG = OFF_POLICY
+PPO = "ppo_continuous"
+
+# Which scripts share which text of a definition, and why there is more than one.
+DIFFERENT = {
+    "Actor": ([{SAC, V1}, {TD3, DDPG}, {PPO}], "squashed Gaussian; deterministic; plain Gaussian"),
+    "actor_loss": ([{SAC, V1}, {TD3, DDPG}], "with the entropy; without"),
+    "value_loss": ([{V1}, {PPO}], "towards the soft value; towards returns, clipped if asked"),
+    "mlp": ([{SAC, V1, TD3, DDPG}, {PPO}], "PPO's is of tanh, with orthogonal weights"),
+    "Batch": ([{SAC, V1, TD3, DDPG}, {PPO}], "replayed transitions; rollouts of several steps"),
+    "check_args": ([{SAC, V1, TD3, DDPG}, {PPO}], "PPO's batch is not taken from a buffer"),
+    "Run": (
+        [{SAC, V1, TD3, DDPG}, {PPO}],
+        "one environment, put back exactly; several, begun anew",
+    ),
+}
+# The algorithm itself.
+OWN = {"Args", "METRICS", "train"}
+
+# Shared flags with another default, and why.
+DEFAULTS = {
+    ("total_timesteps", PPO): "on-policy steps are learnt from once, and are cheap",
+    ("hidden_dim", PPO): "the paper's",
+    ("max_grad_norm", PPO): "customary there, and off elsewhere",
+}
+# Shared flags with another text, and why.
+TEXTS = {
+    ("total_timesteps", PPO): "whole iterations",
+    ("hidden_dim", PPO): "its networks are two",
+    ("q_lr", V1): "it serves V too",
+    ("alpha", V1): "it is not tuned",
+}
+
+# Changed lines of code between siblings at most, and what every changed block has to do with.
+SIBLINGS = {
+    (DDPG, TD3): (
+        60,
+        r"double_q|policy_frequency|policy_noise|noise_clip|smooth|q[12]|q_params|for update|TD3|Critic",
+    ),
+    (V1, SAC): (
+        110,
+        r"temperature|alpha|autotune|entropy|\b[vV]\b|v_|value|Value|reward_scale|policy_reg"
+        r"|next_q1|q1_target|Run SAC|a' comes",
+    ),
+}
+
+
+def text(script):
+    with open(source(script), encoding="utf-8") as file:
+        return file.read()
+
+
+def without_sources(code):
+    """Without the papers in brackets: each script cites its own."""
+    return re.sub(r"  ?\[[^\[\]]*(?:\d{4}|CleanRL|slides)[^\[\]]*\]", "", code)
+
+
+def definitions(script):
+    """Text of each function, class and constant at the top level of a script, by name."""
+    lines, found = text(script).splitlines(), {}
+    for node in ast.parse(text(script)).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            name = node.name
+        elif isinstance(node, ast.Assign):
+            first, name = node.lineno, node.targets[0].id
+        else:
+            continue
+        found[name] = without_sources("\n".join(lines[first - 1 : node.end_lineno]))
+    return found
+
+
+FAMILY = {script: definitions(script) for script in SCRIPTS}
+
+
+@pytest.mark.parametrize("name", sorted(set().union(*FAMILY.values()) - OWN))
+def test_same_name_same_text(name):
+    groups = {}
+    for script in SCRIPTS:
+        if name in FAMILY[script]:
+            groups.setdefault(FAMILY[script][name], set()).add(script)
+    having = set().union(*groups.values())
+    expected, _ = DIFFERENT.get(name, ([having], ""))
+    assert sorted(map(sorted, groups.values())) == sorted(map(sorted, expected))
+
+
+def test_shared_definitions_come_in_the_same_order():
+    for script in SCRIPTS:
+        for other in SCRIPTS:
+            shared = [name for name in FAMILY[script] if name in FAMILY[other]]
+            assert shared == [name for name in FAMILY[other] if name in FAMILY[script]]
+
+
+def test_bookkeeping_of_the_off_policy_scripts_is_one_text():
+    rooms = {text(script).partition("# === 7.")[2] for script in OFF_POLICY}
+    assert len(rooms) == 1 and len(rooms.pop()) > 10_000
+
+
+def flags(script):
+    """Default and text of every flag."""
+    args = importlib.import_module(script).Args
+    (body,) = (n.body for n in ast.parse(text(script)).body if getattr(n, "name", "") == "Args")
+    texts = [without_sources(node.value.value) for node in body[1::2]]
+    return {
+        field.name: (field.default, field.type, about)
+        for field, about in zip(dataclasses.fields(args), texts, strict=True)
+    }
+
+
+@pytest.mark.parametrize("script", SCRIPTS[1:])
+def test_shared_flags_are_the_same(script):
+    """Default, type and meaning; what is listed as another must be another."""
+    first = {}
+    for earlier in SCRIPTS[: SCRIPTS.index(script)]:
+        first = flags(earlier) | first
+    for name, (default, kind, about) in flags(script).items():
+        if name in first:
+            assert (default != first[name][0]) == ((name, script) in DEFAULTS), name
+            assert kind == first[name][1], name
+            assert (about != first[name][2]) == ((name, script) in TEXTS), name
+
+
+def code(script):
+    """The lines that count in a diff: neither blank nor comment nor of the docstring."""
+    lines = text(script).splitlines()[ast.parse(text(script)).body[0].end_lineno :]
+    return [line for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+@pytest.mark.parametrize("pair", SIBLINGS, ids="-".join)
+def test_the_diff_of_siblings_is_the_idea(pair, capsys):
+    limit, words = SIBLINGS[pair]
+    a, b = (code(script) for script in pair)
+    changed = 0
+    for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if tag != "equal":
+            block = "\n".join(a[i:j] + b[k:m])
+            assert re.search(words, block), f"not the idea:\n{block}"
+            changed += j - i + m - k
+    with capsys.disabled():
+        print(f" {changed} of {limit}", end="")
+    assert changed <= limit
+
+
+def test_sources_are_all_that_is_taken_away():
+    """What the comparison ignores is a citation and nothing else."""
+    assert without_sources('"""y = r [2018, 2019: eq. 2].  (B,)"""') == '"""y = r.  (B,)"""'
+    kept = 'x[0] = ["seed", 1]  # [-1, 1]'
+    assert without_sources(kept) == kept
