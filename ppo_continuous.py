@@ -395,8 +395,8 @@ def explain(what: str, *errors: type[Exception]) -> Any:
     """Make such a message of these errors."""
     try:
         yield
-    except errors as error:
-        fail(f"{what}: {(str(error).strip() or repr(error)).splitlines()[0][:300]}")
+    except errors as e:  # without PyTorch's advice on how to load what is not safe to load
+        fail(f"{what}: {(str(e).strip() or repr(e)).splitlines()[0].split(' This file')[0]:.300}")
 
 
 def check_args(args: Args) -> None:

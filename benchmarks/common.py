@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,49 +30,106 @@ MODULES = {"ours": "torch", "sb3": "stable_baselines3", "sbx": "sbx"}
 TITLES = {"ours": "Marginalia", "sb3": "Stable-Baselines3", "sbx": "SBX"}
 
 
+class Term(NamedTuple):
+    """One value that is the same here and at the peers; an empty name: not to be set there."""
+
+    ours: str  # our flags, if more than one with spaces between
+    theirs: str  # the argument of the peers' class
+    value: Any
+
+
 class Algorithm(NamedTuple):
     """One algorithm, here and at the peers."""
 
     script: str
-    peer: str  # the peers' class
-    ours: dict[str, str]  # our flag -> the field of Shared that it is set to
-    peers: dict[str, str]  # argument of the peers' class -> such a field
-    peers_more: dict[str, Any]  # further arguments of the peers' class, for equal terms
+    peer: str  # the peers' class; "" where they have none
+    terms: tuple[Term, ...]
+    sbx: dict[str, Any] = {}  # further arguments of SBX's class, for the same values
+    rollout: int = 1  # steps between updates; numbers of steps are multiples of it
+    compare: tuple[int, int] = (30_000, 5_000)  # steps of a run, and between two evaluations
+    race: tuple[int, int] = (500, 1_500)  # steps of learning before the clock, and on it
+    solve: tuple[int, int] = (10_000, 250)  # steps until given up, and between two evaluations
+    solved: float = -200.0  # mean return on Pendulum-v1
+
+    def whole(self, steps: int) -> int:
+        """So many steps or a few more, in whole rollouts."""
+        return -(-steps // self.rollout) * self.rollout
 
 
-REPLAY = {name: name for name in ("learning_starts", "batch_size", "buffer_size")}
-OURS = {"num_threads": "threads", "hidden_dim": "hidden_dim"}
-EACH_STEP = {"train_freq": 1, "gradient_steps": 1}
+# One update follows each step.
+REPLAY = (
+    Term("hidden_dim", "net_arch", 256),
+    Term("batch_size", "batch_size", 256),
+    Term("buffer_size", "buffer_size", 1_000_000),
+    Term("gamma", "gamma", 0.99),
+    Term("tau", "tau", 0.005),
+    Term("updates_per_step", "gradient_steps", 1),
+    Term("", "train_freq", 1),
+)
 # SB3 has one learning rate for all networks: each of ours is set to it.
+RATE = Term("policy_lr q_lr", "learning_rate", 3e-4)
+NOISE = Term("exploration_noise exploration_noise_final", "action_noise", 0.1)
+ROLLOUT, MINIBATCHES = 2048, 32
 ALGORITHMS = {
+    "ddpg": Algorithm(
+        "ddpg_continuous.py", "DDPG", (*REPLAY, RATE, NOISE), {"qf_learning_rate": RATE.value}
+    ),
+    "td3": Algorithm(
+        "td3_continuous.py",
+        "TD3",
+        (
+            *REPLAY,
+            RATE,
+            NOISE,
+            Term("policy_frequency", "policy_delay", 2),
+            Term("policy_noise", "target_policy_noise", 0.2),
+            Term("noise_clip", "target_noise_clip", 0.5),
+        ),
+    ),
+    "sac_v1": Algorithm("sac_v1_value_net.py", "", (*REPLAY, RATE)),
     "sac": Algorithm(
-        "sac_continuous.py",
-        "SAC",
-        OURS | REPLAY | dict.fromkeys(("policy_lr", "q_lr", "alpha_lr"), "learning_rate"),
-        REPLAY | {"learning_rate": "learning_rate"},
-        EACH_STEP,
-    )
+        "sac_continuous.py", "SAC", (*REPLAY, RATE._replace(ours="policy_lr q_lr alpha_lr"))
+    ),
+    "ppo": Algorithm(
+        "ppo_continuous.py",
+        "PPO",
+        (
+            Term("hidden_dim", "net_arch", 64),
+            Term("num_envs", "", 1),
+            Term("num_steps", "n_steps", ROLLOUT),
+            Term("update_epochs", "n_epochs", 10),
+            Term("num_minibatches", "", MINIBATCHES),
+            Term("", "batch_size", ROLLOUT // MINIBATCHES),
+            Term("learning_rate", "learning_rate", 3e-4),
+            Term("gamma", "gamma", 0.99),
+            Term("gae_lambda", "gae_lambda", 0.95),
+            Term("clip_coef", "clip_range", 0.2),
+            Term("max_grad_norm", "max_grad_norm", 0.5),
+            Term("ent_coef", "ent_coef", 0.0),
+            Term("vf_coef", "vf_coef", 0.5),
+            Term("anneal_lr", "", False),
+            Term("", "normalise", True),  # observations and rewards; we always do
+        ),
+        rollout=ROLLOUT,
+        compare=(98 * ROLLOUT, 14 * ROLLOUT),
+        race=(2 * ROLLOUT, 8 * ROLLOUT),
+        solve=(48 * ROLLOUT, 2 * ROLLOUT),
+        solved=-250.0,
+    ),
 }
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What is set to the same value for every contestant; one update follows each step."""
-
-    threads: int
-    learning_starts: int
-    learning_rate: float = 3e-4
-    hidden_dim: int = 256
-    batch_size: int = 256
-    buffer_size: int = 1_000_000
 
 
 # --- Commands -------------------------------------------------------------------------------------
 def our_command(algorithm: str, **flags: Any) -> list[str]:
     """Our script as a user would call it."""
-    words = [(f"--{name.replace('_', '-')}", str(value)) for name, value in flags.items()]
-    script = ROOT / ALGORITHMS[algorithm].script
-    return [sys.executable, str(script), *(word for pair in words for word in pair)]
+    words = []
+    for flag, value in flags.items():
+        name = flag.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words += [f"--{name}", str(value)]
+    return [sys.executable, str(ROOT / ALGORITHMS[algorithm].script), *words]
 
 
 def peer_command(library: str, algorithm: str, **settings: Any) -> list[str]:
@@ -83,18 +139,29 @@ def peer_command(library: str, algorithm: str, **settings: Any) -> list[str]:
 
 
 def equal_command(
-    library: str, algorithm: str, shared: Shared, env_id: str, steps: int, seed: int, **watch: Any
+    library: str,
+    algorithm: str,
+    env_id: str,
+    steps: int,
+    seed: int,
+    threads: int,
+    learning_starts: int,
+    **watch: Any,
 ) -> list[str]:
     """A contestant on equal terms; `watch` is how it is watched, in its own arguments."""
     row = ALGORITHMS[algorithm]
+    terms = row.terms
+    if row.rollout == 1:
+        terms += (Term("learning_starts", "learning_starts", learning_starts),)
     if library == "ours":
-        place = {"env_id": env_id, "total_timesteps": steps, "seed": seed}
-        terms = {flag: getattr(shared, field) for flag, field in row.ours.items()}
-        return our_command(algorithm, **place, **terms, **watch)
-    place = {"env_id": env_id, "steps": steps, "seed": seed, "threads": shared.threads}
-    terms = {name: getattr(shared, field) for name, field in row.peers.items()} | row.peers_more
-    terms["policy_kwargs"] = {"net_arch": [shared.hidden_dim] * 2}
-    return peer_command(library, algorithm, **place, **watch, model=terms)
+        place = {"env_id": env_id, "total_timesteps": steps, "seed": seed, "num_threads": threads}
+        flags = {flag: term.value for term in terms for flag in term.ours.split()}
+        return our_command(algorithm, **place, **flags, **watch)
+    place = {"env_id": env_id, "steps": steps, "seed": seed, "threads": threads}
+    model = {term.theirs: term.value for term in terms if term.theirs}
+    model["policy_kwargs"] = {"net_arch": [model.pop("net_arch")] * 2}
+    model |= row.sbx if library == "sbx" else {}
+    return peer_command(library, algorithm, **place, **watch, model=model)
 
 
 def shown(command: list[str]) -> str:
@@ -103,11 +170,16 @@ def shown(command: list[str]) -> str:
     return shlex.join(word.removeprefix(str(ROOT) + os.sep) for word in words)
 
 
-def installed(libraries: tuple[str, ...]) -> list[str]:
-    """Those of the libraries that are there; the others are named."""
-    there = [name for name in libraries if importlib.util.find_spec(MODULES[name])]
-    for name in set(libraries) - set(there):
-        print(f"{TITLES[name]} is not installed and left out")
+def contestants(algorithm: str, libraries: tuple[str, ...]) -> list[str]:
+    """Those of the libraries that have the algorithm and are installed; the others are named."""
+    there = []
+    for name in libraries:
+        if name != "ours" and not ALGORITHMS[algorithm].peer:
+            print(f"{TITLES[name]} has no {algorithm} and is left out")
+        elif not importlib.util.find_spec(MODULES[name]):
+            print(f"{TITLES[name]} is not installed and left out")
+        else:
+            there.append(name)
     return there
 
 
@@ -232,8 +304,8 @@ class Report:
         }
         self.lines = [f"# {title}", "", *(f"- {k}: {v}" for k, v in about.items()), ""]
 
-    def section(self, heading: str, *paragraphs: str) -> None:
-        self.lines += [f"## {heading}", ""]
+    def section(self, heading: str, *paragraphs: str, level: int = 2) -> None:
+        self.lines += [f"{'#' * level} {heading}", ""]
         for paragraph in paragraphs:
             self.lines += [paragraph, ""]
 

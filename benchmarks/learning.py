@@ -48,7 +48,10 @@ def pendulum(
     names = ("eval_return_mean", "eval_return_std", "wall_seconds")
     cells.append(["median", *(f"{statistics.median(r[n] for r in rows):.1f}" for n in names)])
     header = ["seed", "return", "std over episodes", "seconds, start-up included"]
-    report.section("Final evaluation", common.table(header, cells))
+    goal = common.ALGORITHMS[algorithm].solved
+    solved = sum(row["eval_return_mean"] >= goal for row in rows)
+    about = f"Solved, with {goal:g} or more: {solved} of {seeds}."
+    report.section("Final evaluation", common.table(header, cells), about)
     report.write(out.with_suffix(".md"))
 
 
@@ -85,9 +88,9 @@ def curve_table(curve: Curve, libraries: tuple[str, ...]) -> str:
 def compare(
     algorithm: str = "sac",
     env_id: str = "HalfCheetah-v5",
-    steps: int = 30_000,
+    steps: int | None = None,
     seeds: int = 2,
-    eval_every: int = 5_000,
+    eval_every: int | None = None,
     eval_episodes: int = 5,
     learning_starts: int = 10_000,
     threads: int = 1,
@@ -101,11 +104,11 @@ def compare(
     Args:
         algorithm: a row of common.ALGORITHMS
         env_id: environment
-        steps: environment steps of each run
+        steps: environment steps of each run; not given: those of common.ALGORITHMS
         seeds: how many, from 1
-        eval_every: steps between two evaluations
+        eval_every: steps between two evaluations; not given: likewise
         eval_episodes: episodes of each, from starts that are the same for all
-        learning_starts: steps of warm-up
+        learning_starts: steps of warm-up, for those that have one
         threads: PyTorch's CPU threads
         core: run on one core, the last that is allowed (see taskset), JAX included
         only: who runs here
@@ -113,15 +116,18 @@ def compare(
         also: CSV files of other invocations
     """
     out = out or common.RESULTS / f"compare_{algorithm}_{env_id}.csv"
-    report = common.Report(f"{algorithm} on {env_id}, beside its peers", str(threads))
-    shared = common.Shared(threads, learning_starts)
+    row = common.ALGORITHMS[algorithm]
+    steps, eval_every = steps or row.compare[0], eval_every or row.compare[1]
+    here = common.contestants(algorithm, only)
+    title = f"{algorithm} on {env_id}" + (", beside its peers" if row.peer else "; no peer has it")
+    report = common.Report(title, str(threads))
+    terms = {"env_id": env_id, "steps": steps, "threads": threads}
+    terms |= {"learning_starts": learning_starts}
     watch = {"eval_frequency": eval_every, "eval_episodes": eval_episodes}
-    pairs = [(library, seed) for seed in range(1, seeds + 1) for library in common.installed(only)]
     commands = {
-        (library, seed): common.equal_command(
-            library, algorithm, shared, env_id, steps, seed, **watch
-        )
-        for library, seed in pairs
+        (library, seed): common.equal_command(library, algorithm, seed=seed, **terms, **watch)
+        for seed in range(1, seeds + 1)
+        for library in here
     }
     for (library, seed), command in commands.items():
         if (library, seed, steps) in curves([out, *also], algorithm, env_id):
@@ -151,7 +157,8 @@ def compare(
     )
     found = curves([out, *also], algorithm, env_id)
     listed = "\n".join(f"- `{common.shown(line)}`" for line in commands.values())
-    report.section("Learning curves", about, curve_table(found, tuple(common.MODULES)), listed)
+    shown = tuple(name for name in common.MODULES if name == "ours" or row.peer)
+    report.section("Learning curves", about, curve_table(found, shown), listed)
     report.write(out.with_suffix(".md"))
 
 

@@ -1,11 +1,13 @@
 """The benchmarks: equal terms, sums and tables. What they measure is not tested here."""
 
 import csv
+import dataclasses
+import importlib
 import inspect
 import json
 import os
+import re
 import sys
-from types import SimpleNamespace
 
 import common
 import learning
@@ -19,13 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sac_continuous as sac
 
-SHARED = common.Shared(threads=1, learning_starts=40, learning_rate=2e-4, hidden_dim=32)
-PLACE = {"env_id": "Pendulum-v1", "steps": 90, "seed": 3}
+PLACE = {"env_id": "Pendulum-v1", "steps": 90, "seed": 3, "threads": 1, "learning_starts": 40}
+TINY = speed.Args(env_id="Pendulum-v1", threads=1, settle_steps=20, measured_steps=60)
+WITH_PEERS = [name for name, row in common.ALGORITHMS.items() if row.peer]
 
 
 def rows(**values: list[float]) -> speed.Rows:
     return [
-        {"metric": "m", "contestant": name, "round": i, "value": value}
+        {"algorithm": "sac", "metric": "m", "contestant": name, "round": i, "value": value}
         for name, of in values.items()
         for i, value in enumerate(of)
     ]
@@ -35,40 +38,115 @@ def cells(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
 
 
-def test_equal_terms_reach_our_script():
-    """Every shared value arrives in the field of Args that it is meant for."""
-    command = common.equal_command("ours", "sac", SHARED, **PLACE, eval_frequency=30)
-    args = tyro.cli(sac.Args, args=command[2:])
+@pytest.mark.parametrize("algorithm", common.ALGORITHMS)
+def test_equal_terms_reach_our_script(algorithm):
+    """Every value arrives in the field of Args that it is meant for."""
+    row = common.ALGORITHMS[algorithm]
+    script = importlib.import_module(row.script.removesuffix(".py"))
+    command = common.equal_command("ours", algorithm, **PLACE, eval_frequency=30)
+    args = tyro.cli(script.Args, args=command[2:])
     assert (args.env_id, args.total_timesteps, args.seed) == ("Pendulum-v1", 90, 3)
-    assert (args.num_threads, args.learning_starts, args.hidden_dim) == (1, 40, 32)
-    assert (args.policy_lr, args.q_lr, args.alpha_lr) == (2e-4, 2e-4, 2e-4)
-    assert (args.batch_size, args.buffer_size, args.eval_frequency) == (256, 1_000_000, 30)
+    assert (args.num_threads, args.eval_frequency) == (1, 30)
+    assert getattr(args, "learning_starts", 40) == 40
+    for term in row.terms:
+        assert all(getattr(args, flag) == term.value for flag in term.ours.split()), term
+
+
+@pytest.mark.parametrize("algorithm", WITH_PEERS)
+def test_no_learning_rate_is_forgotten(algorithm):
+    """A peer has one for all networks, so that each of ours is among the terms."""
+    row = common.ALGORITHMS[algorithm]
+    ours = {field.name for field in dataclasses.fields(speed.load(TINY, algorithm, 9).args)}
+    (rate,) = (term for term in row.terms if term.theirs == "learning_rate")
+    rates = {name for name in ours if re.search("_lr$|rate$", name)} - {"anneal_lr"}
+    assert set(rate.ours.split()) == rates
+    assert row.sbx.get("qf_learning_rate", rate.value) == rate.value
 
 
 @pytest.mark.parametrize("library", ["sb3", "sbx"])
-def test_equal_terms_reach_a_peer(library):
+@pytest.mark.parametrize("algorithm", WITH_PEERS)
+def test_equal_terms_reach_a_peer(algorithm, library):
     """A peer's arguments are ones that its class and peer.main have, with the shared values."""
-    settings = json.loads(common.equal_command(library, "sac", SHARED, **PLACE, marks=[1])[-1])
-    inspect.signature(peer.main).bind(library, "SAC", **settings)
-    model = settings["model"]
-    assert (settings["threads"], model["learning_starts"], model["batch_size"]) == (1, 40, 256)
-    assert (model["learning_rate"], model["policy_kwargs"]) == (2e-4, {"net_arch": [32, 32]})
-    assert (model["train_freq"], model["gradient_steps"]) == (1, 1)
+    row = common.ALGORITHMS[algorithm]
+    command = common.equal_command(library, algorithm, **PLACE, marks=[1])
+    settings = json.loads(command[-1])
+    inspect.signature(peer.main).bind(library, row.peer, **settings)
+    model, hidden = settings["model"], [64 if algorithm == "ppo" else 256] * 2
+    assert settings["threads"] == 1 and model["policy_kwargs"] == {"net_arch": hidden}
+    assert model.get("learning_starts", 40) == 40 and command[3] == row.peer
+    for term in row.terms:
+        assert term.theirs in ("", "net_arch") or model[term.theirs] == term.value, term
     module = pytest.importorskip(common.MODULES["sb3"])  # SBX takes its arguments: JAX is slow
-    inspect.signature(module.SAC).bind("MlpPolicy", "Pendulum-v1", device="cpu", **model)
+    mine = ("normalise", *(("qf_learning_rate",) if library == "sbx" else ()))
+    model = {name: value for name, value in model.items() if name not in mine}
+    inspect.signature(getattr(module, row.peer)).bind("MlpPolicy", "Pendulum-v1", **model)
+
+
+def test_who_has_no_such_algorithm_is_left_out(capsys):
+    """By name."""
+    assert common.contestants("sac_v1", ("ours", "sb3")) == ["ours"]
+    assert "Stable-Baselines3 has no sac_v1" in capsys.readouterr().out
 
 
 def test_peers_are_evaluated_like_our_script():
     """The same policy gets the same returns, so the starts and the sums agree."""
     args = sac.Args(eval_episodes=3)
     ours = [sum(step[2] for step in t) for t in sac.evaluate(lambda obs: torch.zeros(1), args)]
-    model = SimpleNamespace(predict=lambda obs, deterministic: (np.zeros(1, np.float32), None))
-    assert peer.evaluate(model, args.env_id, 3) == pytest.approx(np.mean(ours), abs=1e-6)
+    theirs = peer.evaluate(lambda obs: np.zeros(1, np.float32), args.env_id, 3)
+    assert theirs == pytest.approx(np.mean(ours), abs=1e-6)
+
+
+ROLLOUTS = {"n_steps": 8, "batch_size": 8, "gamma": 0.9, "normalise": True}
+NOISE = {"learning_starts": 2, "action_noise": 0.3}
+
+
+@pytest.mark.parametrize("name, model", [("PPO", ROLLOUTS), ("TD3", NOISE)])
+def test_what_a_peer_gets_beyond_its_arguments(name, model, monkeypatch, capsys):
+    """Noise, normalised observations, and evaluations that come after the update of their step."""
+    peers = pytest.importorskip(common.MODULES["sb3"])
+    seen = []
+
+    class Spied(getattr(peers, name)):
+        def train(self, *args, **kwargs):
+            print("update", self.num_timesteps)
+
+        def predict(self, obs, *args, deterministic=False, **kwargs):
+            if deterministic:
+                seen.append((self, obs))
+            return np.zeros((*obs.shape[:-1], 1), np.float32), None
+
+    monkeypatch.setattr(peers, name, Spied)
+    settings = {"steps": 16, "seed": 1, "eval_frequency": 8, "eval_episodes": 1}
+    peer.main("sb3", name, env_id="Pendulum-v1", **settings, model=dict(model))
+    lines = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert "update 8,step 8," in ",".join(lines) and lines[-2:] == ["update 16", "step 16"]
+    learner, first = seen[0]
+    raw = sac.make_env("Pendulum-v1").reset(seed=peer.EVAL_SEED)[0]
+    assert np.allclose(first, raw) == (name == "TD3")
+    if name == "TD3":
+        assert learner.action_noise._sigma == 0.3
+    else:
+        assert learner.get_vec_normalize_env().gamma == 0.9
+
+
+@pytest.mark.parametrize("algorithm", common.ALGORITHMS)
+def test_the_clock_starts_and_stops_between_rollouts(algorithm):
+    """After the warm-up, at steps at which our script writes a row of metrics."""
+    row = common.ALGORITHMS[algorithm]
+    first, last = speed.clocked(speed.Args(), algorithm)
+    assert (first % row.rollout, last % row.rollout) == (0, 0)
+    assert first > (500 if row.rollout == 1 else 0) and last - first >= 1500
+    args = dataclasses.replace(speed.Args(), settle_steps=100, measured_steps=100)
+    first, last = speed.clocked(args, algorithm)
+    assert last - first == max(100, row.rollout) and first % row.rollout == 0
+    if row.rollout == 1:
+        assert first % speed.load(TINY, algorithm, 9).args.log_frequency == 0
 
 
 def test_race_lets_each_run_once_a_round_in_changing_order():
     """All contestants in every round; each of them begins some round."""
-    ran = speed.race({name: lambda _: {"m": 1.0} for name in "abc"}, rounds=12)
+    field = [speed.Contestant("sac", name) for name in "abc"]
+    ran = speed.race({who: lambda _: {"m": 1.0} for who in field}, rounds=12)
     rounds = [[row["contestant"] for row in ran if row["round"] == i] for i in range(12)]
     assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
     assert {order[0] for order in rounds} == {"a", "b", "c"}
@@ -102,30 +180,46 @@ def test_the_clock_is_the_contestants_own():
 def test_start_up_ends_with_the_first_step():
     """Ours: the line that starts the clock plus the clock at step 1. A peer: its mark."""
     metrics = [{"global_step": "1", "seconds": "0.25"}]
-    assert speed.first_step(common.Ran([(2.0, "x: replay takes up to 9 B")], 5, 1, metrics)) == 2.25
+    assert speed.first_step(common.Ran([(2.0, "runs/x: replay")], 5, 1, metrics)) == 2.25
     assert speed.first_step(common.Ran([(1, "a"), (3.0, "step 1 at 77.0 s")], 5, 1, [])) == 3.0
 
 
-def test_the_floor_is_the_products_of_the_update():
+@pytest.mark.parametrize("algorithm", speed.PRODUCTS)
+def test_the_floor_is_the_products_of_the_updates(algorithm):
     """PyTorch counts the same floating-point operations in both."""
-    update = speed.sac_update(sac)
+    update, names = speed.own_updates(speed.load(TINY, algorithm, steps=300))
+    period = range(1, 1 + speed.PRODUCTS[algorithm].updates)
     with FlopCounterMode(display=False) as whole:
-        update()
-    products = speed.sac_products()
+        update(period)
+    triples = speed.products(algorithm, names)
     with FlopCounterMode(display=False) as floor:
-        for left, right, out in products:
+        for left, right, out in triples:
             torch.mm(left, right, out=out)
     assert floor.get_total_flops() == whole.get_total_flops() > 0
 
 
-def test_sections_cover_the_update():
-    """The stopwatch meets every section once per update, the optimizers' two halves among them."""
-    seen = []
-    update = speed.sac_update(sac, seen.append)
-    update()
-    assert len(seen) == len(set(seen)) == 15
-    assert seen.index("critics, gradients") + 1 == seen.index("critics, Adam")
-    assert seen.index("actor, gradients") + 1 == seen.index("actor, Adam")
+@pytest.mark.parametrize("algorithm", common.ALGORITHMS)
+def test_the_profile_has_the_lines_of_the_loop(algorithm):
+    """Those that act, step, and learn; each with a time, and in the order of the script."""
+    found = speed.profile(TINY, algorithm)
+    assert [row["round"] for row in found] == sorted({row["round"] for row in found})
+    assert all(row["value"] > 0 for row in found)
+    code = "\n".join(row["metric"] for row in found)
+    parts = ("action = ", ".step(action)", "batch", "gradient_step(", "run.after_step()")
+    assert all(part in code for part in parts), code
+
+
+def test_the_breakdown_has_every_microsecond():
+    """Lines below a hundredth are added up."""
+    found = [
+        {"metric": m, "value": v} for m, v in (("a | b", 97.5), ("c", 0.8), ("d", 1.1), ("e", 0.6))
+    ]
+    assert cells(speed.breakdown(found).replace("\\|", "or"))[2:] == [
+        ["`a or b`", "98", "97.5%"],
+        ["`d`", "1", "1.1%"],
+        ["all others", "1", "1.4%"],
+        ["all", "100", ""],
+    ]
 
 
 def test_no_result_is_overwritten(tmp_path):
@@ -182,6 +276,7 @@ def test_pendulum_takes_the_last_line(tmp_path, monkeypatch):
     learning.pendulum(seeds=3, out=tmp_path / "a.csv")
     assert asked == [["--seed", "1"], ["--seed", "2"], ["--seed", "3"]]
     text = (tmp_path / "a.md").read_text(encoding="utf-8")
+    assert "Solved, with -200 or more: 1 of 3." in text
     assert "| 3 | -350.0 | 2.5 | 21.0 |" in text and "| median | -250.0 | 2.5 | 14.0 |" in text
     assert len(common.read_csv(tmp_path / "a.csv")) == 3
 
@@ -192,7 +287,7 @@ def test_a_peer_reports_like_our_script(library):
     """Marks and evaluations of a real run, across the first updates."""
     pytest.importorskip(common.MODULES[library])
     watch = {"marks": [50, 70], "eval_frequency": 45, "eval_episodes": 1}
-    ran = common.run(common.equal_command(library, "sac", SHARED, **PLACE, **watch))
+    ran = common.run(common.equal_command(library, "sac", **PLACE, **watch))
     assert speed.steps_per_second(common.clock(ran), 50, 70) > 0
     assert [found.step for found in common.evaluations(ran)] == [45, 90]
     assert all(-2000 < found.mean < 0 for found in common.evaluations(ran))

@@ -509,7 +509,8 @@ def refused(script: str, path: Path) -> None:
     """Refused in one line that names the file, which stays as it is."""
     before = path.read_bytes() if path.is_file() else None
     beside = sorted(path.parent.iterdir())
-    assert str(path) in refusal(script, "--resume", path)
+    message = refusal(script, "--resume", path)
+    assert str(path) in message and "can still be loaded" not in message
     assert before == (path.read_bytes() if path.is_file() else None)
     assert beside == sorted(path.parent.iterdir())
 

@@ -46,7 +46,8 @@ TEXTS = {
 SIBLINGS = {
     (DDPG, TD3): (
         60,
-        r"double_q|policy_frequency|policy_noise|noise_clip|smooth|q[12]|q_params|for update|TD3|Critic",
+        r"double_q|policy_frequency|policy_noise|noise_clip|smooth|q[12]|q_params|for update"
+        r"|TD3|Critic",
     ),
     (V1, SAC): (
         110,

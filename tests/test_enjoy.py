@@ -1,0 +1,338 @@
+"""tools/enjoy.py shows the policy that a run has learnt, and repeats its evaluation exactly."""
+
+import functools
+import importlib
+import json
+import os
+import pickle
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import enjoy
+import helpers
+import imageio_ffmpeg
+import numpy as np
+import pygame
+import pytest
+import torch
+from gymnasium.envs.classic_control import PendulumEnv
+from PIL import Image, ImageSequence
+
+SCREENS = "DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER", "MUJOCO_GL"
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory) -> Callable:
+    """What train() of a script returns after a short run with two episodes of evaluation."""
+
+    @functools.cache
+    def once(script: str) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp("runs")
+        flags = *helpers.QUICK[script], "--eval-episodes=2", f"--runs-dir={folder}"
+        return helpers.train(script, *flags) | {"script": script}
+
+    return once
+
+
+@pytest.fixture
+def trained(request, train) -> dict[str, Any]:
+    return train(getattr(request, "param", helpers.SCRIPTS[0]))
+
+
+each_script = pytest.mark.parametrize("trained", helpers.SCRIPTS, indirect=True)
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy of the run's folder, alone in runs/."""
+    return shutil.copytree(trained["run_dir"], tmp_path / "runs" / trained["run_dir"].name)
+
+
+@pytest.fixture(autouse=True)
+def headless(monkeypatch):
+    """No display. What enjoy.py leaves in the process is taken back."""
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    with mock.patch.dict(os.environ):
+        for name in SCREENS:
+            os.environ.pop(name, None)
+        yield
+
+
+def play(run: Path, **args: Any) -> list[float]:
+    return enjoy.main(enjoy.Args(run=run, **args))
+
+
+def error(run: Path, **args: Any) -> str:
+    """The message with which enjoy.py leaves: one line."""
+    with pytest.raises(SystemExit) as stop:
+        play(run, **args)
+    text = str(stop.value)
+    assert text.startswith("error: ") and "\n" not in text and len(text) < 600
+    return text
+
+
+def edit(run: Path, **settings: Any) -> None:
+    path = run / "args.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+@each_script
+def test_numbers_are_those_of_the_last_evaluation(trained, run, capsys):
+    """Mean and deviation come out again bit for bit, as printed and as returned."""
+    returns = play(run, numbers=True)
+    last = capsys.readouterr().out.splitlines()[-1]
+    names = "eval_return_mean", "eval_return_std", "eval_episodes"
+    assert last == " ".join(f"{name}={trained[name]}" for name in names)
+    assert (np.mean(returns), np.std(returns)) == tuple(trained[name] for name in names[:2])
+    assert len(returns) == 2 and returns[0] != returns[1]
+
+
+def test_seed_and_episodes(trained, run, capsys):
+    """Episode i starts from seed + i; a note tells of other versions than those of the run."""
+    returns = play(run, numbers=True)
+    first = importlib.import_module(trained["script"]).EVAL_SEED
+    assert play(run, numbers=True, seed=first + 1, episodes=1) == returns[1:]
+    assert "note" not in capsys.readouterr().out
+    edit(run, numpy="1.0")
+    assert play(run, numbers=True, episodes=3)[:2] == returns
+    assert f"note: the run had numpy 1.0, here is {np.__version__}" in capsys.readouterr().out
+
+
+@each_script
+def test_gif(trained, run, tmp_path):
+    """The asked size and length, at the true speed; its pictures move and are the environment's.
+
+    Pendulum takes 30 steps a second. A picture like its forerunner is merged with it into one that
+    lasts longer, so that the length tells how many were taken.
+    """
+    out = tmp_path / "new" / "swing.GIF"
+    returns = play(run, out=out, episodes=2, seed=7, fps=14, width=100, seconds=2)
+    assert returns == play(run, numbers=True, episodes=2, seed=7)
+    gif = Image.open(out)
+    assert gif.size == (100, 100) and gif.info["loop"] == 0
+    pictures = [(p.info["duration"], p.convert("RGB")) for p in ImageSequence.Iterator(gif)]
+    assert sum(duration for duration, _ in pictures) == 4000
+    assert pictures[0][0] == 100  # every third step
+    assert len({picture.tobytes() for _, picture in pictures}) > 10
+    assert out.stat().st_size < 100_000
+    script = importlib.import_module(trained["script"])
+    env = script.make_env("Pendulum-v1", render_mode="rgb_array")
+    env.reset(seed=7)
+    seen = np.array(Image.fromarray(env.render()).reduce(5), float)
+    env.close()
+    assert pictures[0][1].getpixel((0, 0)) == (255, 255, 255)
+    assert np.abs(np.array(pictures[0][1]) - seen).mean() < 1
+    assert np.abs(np.array(pictures[-1][1]) - seen).mean() > 1
+
+
+def test_mp4(run, tmp_path):
+    """Every step, at the true speed; even sides, which players insist on."""
+    out = tmp_path / "swing.mp4"
+    play(run, out=out, width=101, seconds=0.99)
+    about, *pictures = imageio_ffmpeg.read_frames(str(out))
+    assert about["size"] == (100, 100) and about["fps"] == 30 and "yuv420p" in about["pix_fmt"]
+    assert len(pictures) == 30 and len(set(pictures)) > 10
+    assert not list(tmp_path.glob("unfinished*"))
+
+
+def test_defaults_of_pictures(run, tmp_path):
+    """One episode; a GIF is small, an MP4 as large as the environment draws."""
+    assert len(play(run, out=tmp_path / "a.gif", seconds=0.1)) == 1
+    assert Image.open(tmp_path / "a.gif").size == (240, 240)
+    assert Image.open(tmp_path / "a.gif").info["duration"] == 70  # every second step
+    play(run, out=tmp_path / "a.mp4", seconds=0.1)
+    assert next(imageio_ffmpeg.read_frames(str(tmp_path / "a.mp4")))["size"] == (500, 500)
+
+
+def test_window(run, monkeypatch):
+    """A window shows the start and every step, and is closed; the returns are the evaluation's."""
+    os.environ["SDL_VIDEODRIVER"] = "dummy"
+    monkeypatch.setitem(PendulumEnv.metadata, "render_fps", 100_000)
+    shown, flip = [], pygame.display.flip
+    monkeypatch.setattr(pygame.display, "flip", lambda: shown.append(flip()))
+    returns = play(run)
+    assert len(shown) == 2 * 201 and not pygame.display.get_init()
+    assert returns == play(run, numbers=True)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is always a display")
+def test_without_a_display(run):
+    """A window is refused; for a picture, libraries are chosen that need none, unless asked for."""
+    assert "no display for a window; --out" in error(run)
+    play(run, numbers=True)
+    assert not {*SCREENS} & os.environ.keys()
+    enjoy.check_args(enjoy.Args(out=Path("a.gif")))
+    assert (os.environ["MUJOCO_GL"], os.environ["SDL_VIDEODRIVER"]) == ("egl", "dummy")
+    os.environ |= {"MUJOCO_GL": "osmesa"}
+    del os.environ["SDL_VIDEODRIVER"]
+    enjoy.check_args(enjoy.Args(out=Path("a.gif")))
+    assert os.environ["MUJOCO_GL"] == "osmesa"
+
+
+def test_latest_run(trained, run, monkeypatch, capsys):
+    """Of the runs below a folder that with the newest model.pt; or the file itself, or `.`."""
+    other = shutil.copytree(run, run.with_name(run.name[:-1] + "x"))
+    for newest, oldest in ((run, other), (other, run)):
+        os.utime(newest / "model.pt", (2e9, 2e9))
+        os.utime(oldest / "model.pt", (1e9, 1e9))
+        play(run.parent.parent, numbers=True, episodes=1)
+        line = f"{newest}: Pendulum-v1, {trained['script']}.py"
+        assert capsys.readouterr().out.splitlines()[0] == line
+        play(oldest / "model.pt", numbers=True, episodes=1)
+        assert capsys.readouterr().out.startswith(f"{oldest}:")
+    monkeypatch.chdir(run)
+    assert play(Path(), numbers=True) == play(run, numbers=True)
+
+
+@each_script
+def test_other_script(trained, run, tmp_path):
+    """A run of a renamed copy, which imports a module that lies beside it."""
+    strange = run.rename(run.with_name("Pendulum-v1__my.own__1__1"))
+    assert f"my.own.py for the run {strange.name}: say --script" in error(strange, numbers=True)
+    assert "--script" in error(strange.rename(strange.with_name("swing")), numbers=True)
+    copy = tmp_path / "my.own.py"
+    code = Path(helpers.source(trained["script"])).read_text(encoding="utf-8")
+    copy.write_text(f"from __future__ import annotations\nimport beside_it\n{code}", "utf-8")
+    (tmp_path / "beside_it.py").touch()
+    mean = np.mean(play(strange.with_name("swing"), numbers=True, script=copy))
+    assert mean == trained["eval_return_mean"]
+
+
+ERRORS = [
+    ("there is no folder nowhere", {"run": Path("nowhere")}),
+    ("there is no folder file", {"run": Path("file")}),
+    ("no model.pt under empty", {"run": Path("empty")}),
+    ("--out must end in .gif or .mp4", {"out": Path("swing.avi"), "numbers": False}),
+    ("and goes without --numbers", {"out": Path("swing.gif")}),
+    ("--episodes must be from 1", {"episodes": 0}),
+    ("--seed must be from 0", {"seed": -1}),
+    ("--fps must be from 1 to 50, not 100", {"fps": 100}),
+    ("--width must be from 16", {"width": 1}),
+    ("--seconds must be above 0", {"seconds": float("nan")}),
+    ("cannot write file", {"out": Path("file/swing.gif"), "numbers": False}),
+    ("cannot write swing.gif", {"out": Path("swing.gif"), "numbers": False}),
+    ("cannot write swing.mp4", {"out": Path("swing.mp4"), "numbers": False}),
+    ("there is no nowhere.py for the run", {"script": Path("nowhere.py")}),
+    ("broken.py is not a script that enjoy.py can play: division", {"script": Path("broken.py")}),
+    ("other.py is not a script that enjoy.py can play: module", {"script": Path("other.py")}),
+]
+
+
+@pytest.mark.parametrize(("message", "args"), ERRORS, ids=[message for message, _ in ERRORS])
+def test_errors(run, tmp_path, monkeypatch, message, args):
+    """What cannot be done is said in a line, and nothing half-written is left."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("empty", "swing.gif", "swing.mp4"):
+        Path(folder).mkdir()
+    Path("file").touch()
+    Path("broken.py").write_text("1 / 0")
+    Path("other.py").write_text("Actor = 1")
+    before = sorted(tmp_path.rglob("*"))
+    assert message in error(**{"run": run, "numbers": True, "seconds": 0.1} | args)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+class Touch:
+    """Unpickled carelessly, it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_in_the_model_is_executed(run, tmp_path):
+    for save in (torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))):
+        save({"actor.net.0.weight": Touch(tmp_path / "touched")}, run / "model.pt")
+        text = error(run, numbers=True)
+        assert "model.pt is not an intact model of this script: " in text
+        assert "weights_only" not in text  # nor is the user told how to execute it
+        assert not (tmp_path / "touched").exists()
+
+
+def test_damaged_model(trained, run):
+    """With a bit flipped anywhere, or cut short, it is refused, unless the weights are the same."""
+    script, path = importlib.import_module(trained["script"]), run / "model.pt"
+    env, intact, refused = script.make_env("Pendulum-v1"), path.read_bytes(), 0
+    actor = trained["actor"].state_dict()
+    for at in range(7, len(intact), len(intact) // 100):
+        path.write_bytes(intact[:at] + bytes([intact[at] ^ 16]) + intact[at + 1 :])
+        try:
+            loaded = enjoy.load_actor(run, script, env, hidden_dim=16).state_dict()
+        except SystemExit:
+            refused += 1
+        else:
+            helpers.same(dict(loaded), dict(actor))
+    assert refused > 50
+    for content in (b"", intact[:-100]):
+        path.write_bytes(content)
+        assert "not an intact model" in error(run, numbers=True)
+
+
+def test_model_that_does_not_fit(run):
+    """A model of other sizes, or without an actor; settings that are damaged or another task's."""
+    for content in ({}, [1], {"actor.net.0.weight": torch.zeros(1)}):
+        intact = (run / "model.pt").read_bytes()
+        torch.save(content, run / "model.pt")
+        assert "not an intact model of this script" in error(run, numbers=True)
+        (run / "model.pt").write_bytes(intact)
+    for settings, message in (
+        ({"hidden_dim": 17}, "size mismatch"),
+        ({"hidden_dim": "x"}, "not an intact model of this script"),
+        ({"eval_episodes": "x"}, "cannot use"),
+        ({"env_id": "No-v0"}, "cannot make No-v0"),
+        ({"env_id": "CartPole-v1"}, "CartPole-v1 acts in Discrete(2)"),
+    ):
+        intact = (run / "args.json").read_text()
+        edit(run, **settings)
+        assert message in error(run, numbers=True)
+        (run / "args.json").write_text(intact)
+    for damage in ("", "[1]", "{}"):
+        (run / "args.json").write_text(damage)
+        assert "args.json: " in error(run, numbers=True)
+
+
+def test_what_cannot_be_drawn(run, tmp_path, monkeypatch):
+    """A missing extra, a fault of the renderer, and an environment that draws nothing."""
+    out = tmp_path / "swing"
+    for missing in ("PIL", "moviepy.video.io.ffmpeg_writer", "pygame"):
+        with mock.patch.dict(sys.modules, {missing: None}):
+            text = error(run, out=out.with_suffix(".mp4"))
+            assert "pip install -r requirements-video.txt" in text
+            assert missing in text
+    with mock.patch.dict(sys.modules, {"pygame": None}):
+        with mock.patch.dict(os.environ, {"SDL_VIDEODRIVER": "dummy"}):
+            assert "cannot start Pendulum-v1 (pip install" in error(run)
+    edit(run, env_id="worlds:Target-v0")
+    assert "cannot make worlds:Target-v0" in error(run, out=out.with_suffix(".gif"))
+    edit(run, env_id="Pendulum-v1")
+    for broken, message in ((lambda env: 1 / 0, "division by zero"), (lambda env: None, "None")):
+        monkeypatch.setattr(PendulumEnv, "render", broken)
+        text = error(run, out=out.with_suffix(".gif"))
+        assert "cannot draw Pendulum-v1 (" in text and message in text
+    assert not list(tmp_path.glob("*swing*"))
+
+
+def test_interruption(run, tmp_path, monkeypatch):
+    """Ctrl-C leaves with a line, no unfinished file, and the older picture as it was."""
+    (tmp_path / "swing.mp4").write_bytes(b"older")
+    monkeypatch.setattr(PendulumEnv, "step", mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(SystemExit, match="error: interrupted"):
+        helpers.main("tools/enjoy", run, "--out", tmp_path / "swing.mp4")
+    assert (tmp_path / "swing.mp4").read_bytes() == b"older"
+    assert len(list(tmp_path.glob("*swing*"))) == 1
+
+
+def test_command(run, tmp_path):
+    """As typed, without a display: the latest run under runs/, and nothing on standard error."""
+    done = helpers.run("tools/enjoy", "--out", "swing.gif", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, episode, size, last = done.stdout.splitlines()
+    assert first.startswith(str(Path("runs", run.name)))
+    assert episode.startswith("episode 1, seed 1000000: -") and "eval_episodes=1" in last
+    assert size == f"swing.gif: {(tmp_path / 'swing.gif').stat().st_size:,} B"
