@@ -498,7 +498,7 @@ class Run(contextlib.ExitStack):
             self.progress, old = self.saved["progress"], self.saved["args"]
             changed = {k for k in old if getattr(args, k) != old[k]} - {"resume"}
             if changed == {"total_timesteps"} and args.total_timesteps > old["total_timesteps"]:
-                print("--total-timesteps has grown, with it the replay buffer and all schedules")
+                print("--total-timesteps has grown, and with it all schedules")
             elif changed:
                 fail(f"--resume goes on with the run's own settings; it cannot change {changed}")
         self.step, self.csv = self.progress["step"], self.dir / "metrics.csv"

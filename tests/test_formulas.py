@@ -1,29 +1,33 @@
-"""Each formula of SAC against a NumPy float64 version written from the papers."""
+"""Each formula of SAC against a NumPy float64 version written from the papers.
+
+The blocks that every off-policy script has to the letter (replay, steps, shared losses) are tested
+here for all of them.
+"""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
+from oracles import (
+    ACT,
+    OBS,
+    B,
+    assert_slopes,
+    gaussian_sample,
+    log_normal,
+    log_slope,
+    q_value,
+    weights,
+)
 from torch import nn
 
 import sac_continuous as sac
-
-B, OBS, ACT = 7, 5, 3  # odd sizes: a (B,) that meets a (B, 1) cannot hide
 
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-
-
-def log_slope(u):
-    """log(1 - tanh(u)^2) = log 4 - 2 log(e^u + e^-u)."""
-    return np.log(4) - 2 * np.logaddexp(u, -u)
-
-
-def log_normal(x, mean, std):
-    return -0.5 * ((x - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
 
 
 def log_prob_of(u, mean, std):
@@ -154,15 +158,7 @@ def test_actor_loss_is_the_mean_of_alpha_log_pi_minus_the_smaller_q():
     np.testing.assert_allclose(gradients[2], np.where(first, 0, -1 / B))
 
 
-def numpy_mlp(parameters, x):
-    w1, b1, w2, b2, w3, b3 = parameters
-    h = np.maximum(x @ w1.T + b1, 0)
-    h = np.maximum(h @ w2.T + b2, 0)
-    return h @ w3.T + b3
-
-
 def test_actor_gradient_through_the_reparameterised_action(monkeypatch):
-    """Finite differences of J_pi written in NumPy, for some weights of every layer."""
     torch.set_default_dtype(torch.float64)
     try:
         actor = sac.Actor(OBS, ACT, 8)
@@ -175,30 +171,15 @@ def test_actor_gradient_through_the_reparameterised_action(monkeypatch):
     loss = sac.actor_loss(log_prob, q1(obs, action), q2(obs, action), torch.tensor(alpha))
     gradients = torch.autograd.grad(loss, list(actor.parameters()))
 
-    weights = [p.detach().numpy().copy() for p in actor.parameters()]
-    critics = [[p.detach().numpy() for p in q.parameters()] for q in (q1, q2)]
+    actor_weights, critics = weights(actor), [weights(q) for q in (q1, q2)]
 
     def objective():
-        mean, log_std = np.split(numpy_mlp(weights, obs.numpy()), 2, axis=1)
-        u = mean + np.exp(log_std) * noise.numpy()
-        log_pi = (log_normal(u, mean, np.exp(log_std)) - log_slope(u)).sum(1)
-        state_action = np.concatenate([obs.numpy(), np.tanh(u)], axis=1)
-        return np.mean(
-            alpha * log_pi - np.minimum(*(numpy_mlp(c, state_action)[:, 0] for c in critics))
-        )
+        action, log_pi = gaussian_sample(actor_weights, obs.numpy(), noise.numpy())
+        smaller = np.minimum(*(q_value(q, obs.numpy(), action) for q in critics))
+        return np.mean(alpha * log_pi - smaller)
 
     assert loss.item() == pytest.approx(objective())
-    rng = np.random.default_rng(0)
-    for weight, gradient in zip(weights, gradients, strict=True):
-        for index in rng.integers(weight.size, size=4):
-            old, step = weight.flat[index], 1e-6
-            values = []
-            for sign in (1, -1):
-                weight.flat[index] = old + sign * step
-                values.append(objective())
-            weight.flat[index] = old
-            slope = (values[0] - values[1]) / (2 * step)
-            assert gradient.flatten()[index].item() == pytest.approx(slope, abs=1e-7)
+    assert_slopes(objective, actor_weights, gradients, abs=1e-7)
 
 
 @pytest.mark.parametrize("entropy, direction", [(-2.0, 1), (0.5, -1)])
@@ -297,6 +278,8 @@ def test_fractional_updates_per_step(rate):
     counts = np.cumsum(due[6:])
     assert all(count == int(step * rate) for step, count in enumerate(counts, start=1))
     assert max(due) - min(due[6:]) <= 1  # evenly spread
+    # No number is left out or comes twice: TD3's delay looks at them.
+    assert [n for of in numbers for n in of] == list(range(1, counts[-1] + 1))
 
 
 # --- replay -------------------------------------------------------------------------------------

@@ -1,20 +1,23 @@
-"""From the same weights, batch and noise: the losses and gradients of Stable-Baselines3's SAC.
+"""From the same weights, batch and noise: the losses and gradients of Stable-Baselines3.
 
+Ours are of two updates as train() makes them, so that the delayed actor of TD3 is among them.
 Gradients, not the parameters after a step: Adam hides a gradient's scale.
 """
 
 import collections
 import copy
+import importlib
 
 import gymnasium as gym
 import pytest
 import torch
+from oracles import ACT, WORLD, B, record
 
 import sac_continuous as sac
 
 stable_baselines3 = pytest.importorskip("stable_baselines3")
 
-GAMMA, ALPHA, BATCH, HIDDEN = 0.97, 0.3, 7, 16
+GAMMA, ALPHA, HIDDEN = 0.97, 0.3, 8
 
 
 def linears(module):
@@ -26,114 +29,113 @@ def copy_weights(source, target):
         b.load_state_dict(a.state_dict())
 
 
-@pytest.fixture
-def both(monkeypatch):
-    """Our networks, a peer with the same weights, a batch, and the same noise for both."""
+def make_peer(name, networks, **settings):
+    """The peer's model `name` with the weights of these networks."""
     torch.manual_seed(0)
-    env = gym.make("MountainCarContinuous-v0")  # 2 observations, 1 action in [-1, 1]
-    obs_dim, action_dim = 2, 1
-    actor = sac.Actor(obs_dim, action_dim, HIDDEN)
-    critics = [sac.Critic(obs_dim, action_dim, HIDDEN) for _ in range(4)]  # q1, q2, two targets
-    peer = stable_baselines3.SAC(
-        "MlpPolicy", env, gamma=GAMMA, batch_size=BATCH, ent_coef=f"auto_{ALPHA}", tau=0.0,
-        policy_kwargs={"net_arch": [HIDDEN, HIDDEN]}, device="cpu", learning_rate=0.0,
+    peer = getattr(stable_baselines3, name)(
+        "MlpPolicy", gym.make(WORLD), gamma=GAMMA, batch_size=B, buffer_size=10, tau=0.0,
+        policy_kwargs={"net_arch": [HIDDEN, HIDDEN]}, device="cpu", learning_rate=0.0, **settings,
     )  # fmt: skip
-    *hidden, head = linears(actor)
-    copy_weights(hidden, linears(peer.actor.latent_pi))
-    for layer, rows in (
-        (peer.actor.mu, slice(None, action_dim)),
-        (peer.actor.log_std, slice(action_dim, None)),
-    ):
-        layer.load_state_dict({"weight": head.weight[rows], "bias": head.bias[rows]})
-    for critic, net in zip(
-        critics, (*peer.critic.q_networks, *peer.critic_target.q_networks), strict=True
-    ):
-        copy_weights(linears(critic), linears(net))
-
-    noise = torch.randn(2, BATCH, action_dim)
-    observations = torch.randn(2, BATCH, obs_dim)
-    terminated = (torch.rand(BATCH) < 0.4).float()
-    action = torch.rand(BATCH, action_dim) * 2 - 1
-    batch = sac.Batch(observations[0], action, torch.randn(BATCH), observations[1], terminated)
-    assert 0 < batch.terminated.sum() < BATCH
-    return actor, critics, peer, batch, noise
+    for suffix, critic in (("", peer.critic), ("_target", peer.critic_target)):
+        ours = [networks[q + suffix] for q in ("q", "q1", "q2") if q in networks]
+        for network, net in zip(ours, critic.q_networks, strict=True):
+            copy_weights(linears(network), linears(net))
+    if name == "SAC":
+        *hidden, head = linears(networks["actor"])
+        copy_weights(hidden, linears(peer.actor.latent_pi))
+        for layer, rows in ((peer.actor.mu, slice(ACT)), (peer.actor.log_std, slice(ACT, None))):
+            layer.load_state_dict({"weight": head.weight[rows], "bias": head.bias[rows]})
+    else:
+        copy_weights(linears(networks["actor"]), linears(peer.actor))
+        copy_weights(linears(networks["actor_target"]), linears(peer.actor_target))
+    return peer
 
 
-def peer_gradients(peer, batch, noise, monkeypatch):
-    """One peer update at learning rate 0; the gradients that each of its optimisers steps with."""
+def updates_of(peer, batches, noise, monkeypatch):
+    """What each optimizer of the peer is given: its name, the loss logged, the gradients."""
     from stable_baselines3.common.logger import configure
     from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
-    column = lambda x: x.unsqueeze(1)  # noqa: E731
-    samples = ReplayBufferSamples(
-        batch.obs,
-        batch.action,
-        batch.next_obs,
-        column(batch.terminated),
-        column(batch.reward),
-        None,
-    )
-    monkeypatch.setattr(peer.replay_buffer, "sample", lambda *_, **__: samples)
-    queue = collections.deque([noise[0], noise[1]])  # it acts on s first, then on s'
-    monkeypatch.setattr(
-        torch.distributions.Normal,
-        "rsample",
-        lambda self, *_: self.loc + self.scale * queue.popleft(),
-    )
-    peer.set_logger(configure(None, []))
-    kept = {}
+    samples, noise, steps = collections.deque(), collections.deque(noise), []
+    for obs, action, reward, next_obs, terminated in batches:
+        reward, terminated = reward.unsqueeze(1), terminated.unsqueeze(1)
+        samples.append(ReplayBufferSamples(obs, action, next_obs, terminated, reward, None))
+    monkeypatch.setattr(peer.replay_buffer, "sample", lambda *_, **__: samples.popleft())
+    draw = lambda mean, std: mean + std * torch.as_tensor(noise.popleft()).float()  # noqa: E731
+    normal = torch.distributions.Normal
+    monkeypatch.setattr(normal, "rsample", lambda self, *_: draw(self.loc, self.scale))
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda self, *of: self.copy_(draw(*of)))
     optimizers = {"actor": peer.actor.optimizer, "critic": peer.critic.optimizer}
-    for name, optimizer in (optimizers | {"alpha": peer.ent_coef_optimizer}).items():
+    if hasattr(peer, "ent_coef_optimizer"):
+        optimizers["ent_coef"] = peer.ent_coef_optimizer
+    for name, optimizer in optimizers.items():
 
         def step(name=name, optimizer=optimizer):
-            kept[name] = [p.grad.clone() for p in optimizer.param_groups[0]["params"]]
+            steps.append((name, [p.grad.clone() for p in optimizer.param_groups[0]["params"]]))
 
         monkeypatch.setattr(optimizer, "step", step)
-    peer.train(gradient_steps=1, batch_size=BATCH)
-    assert not queue
-    return kept, peer.logger.name_to_value
+    updates = []
+    for _ in batches:
+        peer.set_logger(configure(None, []))
+        peer.train(gradient_steps=1, batch_size=B)
+        logged = peer.logger.name_to_value
+        updates += [(name, logged[f"train/{name}_loss"], gradients) for name, gradients in steps]
+        steps.clear()
+    assert not samples and not noise
+    return updates
 
 
-def test_losses_and_gradients_are_those_of_the_peer(both, monkeypatch):
-    actor, (q1, q2, q1_target, q2_target), peer, batch, noise = both
-    theirs, logged = peer_gradients(peer, batch, noise, monkeypatch)
+# Smoothing so wide that the noise is cut off, and then the action.
+TD3 = {"policy_noise": 1.5, "noise_clip": 1.2}
+PEERS_TD3 = {"target_policy_noise": 1.5, "target_noise_clip": 1.2}
+CASES = {
+    "SAC": ({"alpha": ALPHA, "alpha_lr": 0.0}, {"ent_coef": f"auto_{ALPHA}"}),
+    "TD3": (TD3, PEERS_TD3),
+    "TD3 without delay": (TD3 | {"policy_frequency": 1}, PEERS_TD3 | {"policy_delay": 1}),
+    "DDPG": ({}, {}),
+}
 
-    temperature = sac.Temperature(ALPHA, trainable=True)
-    alpha, ours = temperature().detach(), {}
-    monkeypatch.setattr(torch, "randn_like", lambda _: noise[1])
-    with torch.no_grad():
-        next_action, next_log_prob = actor.sample(batch.next_obs)
-        next_q = q1_target(batch.next_obs, next_action), q2_target(batch.next_obs, next_action)
-        value = sac.soft_value(*next_q, next_log_prob, alpha)
-        y = sac.bellman_target(batch.reward, batch.terminated, value, GAMMA)
-    q_loss = sum(sac.critic_loss(q(batch.obs, batch.action), y) for q in (q1, q2))
-    ours["critic"] = torch.autograd.grad(q_loss, [*q1.parameters(), *q2.parameters()])
-    monkeypatch.setattr(torch, "randn_like", lambda _: noise[0])
-    action, log_prob = actor.sample(batch.obs)
-    pi_loss = sac.actor_loss(log_prob, q1(batch.obs, action), q2(batch.obs, action), alpha)
-    ours["actor"] = torch.autograd.grad(pi_loss, list(actor.parameters()))
-    alpha_loss = sac.temperature_loss(temperature(), log_prob.detach(), float(peer.target_entropy))
-    ours["alpha"] = torch.autograd.grad(alpha_loss, list(temperature.parameters()))
 
-    # The peer adds 1e-6 to the slope of tanh: that is all there may be between us.
-    close = {"rtol": 1e-3, "atol": 1e-5}
-    assert q_loss.item() == pytest.approx(logged["train/critic_loss"], rel=1e-4)
-    assert pi_loss.item() == pytest.approx(logged["train/actor_loss"], rel=1e-4)
-    for got, expected in zip(ours["critic"], theirs["critic"], strict=True):
-        torch.testing.assert_close(got, expected, **close)
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients_are_those_of_the_peer(case, tmp_path, monkeypatch):
+    name, (settings, peers_settings) = case.split()[0], CASES[case]
+    module = importlib.import_module(f"{name.lower()}_continuous")
+    # Narrow, for where tanh saturates the peer's SAC is wrong: it adds 1e-6 to the slope.
+    settings = settings | {"gamma": GAMMA, "hidden_dim": HIDDEN, "spread": 0.2}
+    seen = record(module, tmp_path, **settings)
 
-    # The peer's actor has its two heads apart, the log standard deviation's last.
-    head = {"weight": ours["actor"][-2], "bias": ours["actor"][-1]}
-    split = [
-        part
-        for rows in (slice(None, 1), slice(1, None))
-        for part in (head["weight"][rows], head["bias"][rows])
-    ]
-    for got, expected in zip([*ours["actor"][:-2], *split], theirs["actor"], strict=True):
-        torch.testing.assert_close(got, expected, **close)
+    noise = seen.noise
+    if name == "SAC":  # we act on s' first, then on s; the peer the other way round
+        noise = [noise[i] for i in (1, 0, 3, 2)]
+    if name == "DDPG":  # the peer draws, but clips the noise to nothing
+        noise = [torch.ones(B, ACT)] * 2
+    peer = make_peer(name, seen.networks, **peers_settings)
+    expected = updates_of(peer, seen.batches, noise, monkeypatch)
+    kinds = {"actor": "actor", "temperature": "ent_coef"}
+    ours = [(kinds.get(next(iter(g)), "critic"), loss, g.values()) for loss, g in seen.steps]
+    counts = collections.Counter(kind for kind, *_ in ours)
+    assert counts == collections.Counter(kind for kind, *_ in expected)
+    assert counts["critic"] == 2 and counts["actor"] == (1 if case == "TD3" else 2)
 
-    # The peer has log alpha for alpha in this loss: its gradient lacks the factor alpha.
-    torch.testing.assert_close(ours["alpha"][0], ALPHA * theirs["alpha"][0].squeeze(), **close)
+    for kind in counts:
+        pairs = [[x for x in updates if x[0] == kind] for updates in (ours, expected)]
+        for (_, loss, networks), (_, expected_loss, expected_gradients) in zip(*pairs, strict=True):
+            gradients = [torch.as_tensor(g).float() for network in networks for g in network]
+            factor = 1.0
+            if kind == "critic" and name != "SAC":
+                factor = 2.0  # the peer's TD3 leaves out the 1/2 of the squared error
+            if kind == "ent_coef":
+                # The peer has log alpha for alpha in this loss: its gradient lacks a factor alpha.
+                gradients, factor = [gradients[0].reshape(1)], 1 / ALPHA
+                loss *= torch.tensor(ALPHA).log().item()
+            if kind == "actor" and name == "SAC":
+                # The peer has the actor's two heads apart, the log standard deviation's last.
+                *gradients, weight, bias = gradients
+                gradients += [weight[:ACT], bias[:ACT], weight[ACT:], bias[ACT:]]
+            close = {"rtol": 1e-3, "atol": 1e-5} if name == "SAC" else {"rtol": 1e-5, "atol": 1e-6}
+            assert factor * loss == pytest.approx(expected_loss, rel=close["rtol"])
+            for got, gradient in zip(gradients, expected_gradients, strict=True):
+                torch.testing.assert_close(factor * got, gradient, **close)
 
 
 def test_target_networks_are_those_of_the_peer():
