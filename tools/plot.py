@@ -36,6 +36,7 @@ LABELS = {  # other columns are called by their names
     "eval_return_mean": "evaluation return (sum of rewards)",
     "episodic_return": "training return (sum of rewards)",
     "entropy": "entropy of the policy (nats)",
+    "q_bias": "Q minus the return then obtained",
 }
 # Okabe and Ito's colours, which the colour-blind can tell apart, without their yellow.
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
