@@ -233,10 +233,11 @@ def gae(batch: Batch, value: Tensor, next_value: Tensor, gamma: float, lam: floa
     """
     delta = batch.reward + gamma * (1 - batch.terminated) * next_value - value
     decay = gamma * lam * (1 - batch.ended)
-    advantage, later = torch.empty_like(delta), torch.zeros_like(delta[0])
-    for t in reversed(range(len(delta))):
-        later = advantage[t] = delta[t] + decay[t] * later
-    return advantage
+    advantage, later = [], torch.zeros_like(delta[0])
+    for delta_t, decay_t in zip(reversed(delta.unbind()), reversed(decay.unbind()), strict=True):
+        later = delta_t + decay_t * later
+        advantage.append(later)
+    return torch.stack(advantage[::-1])
 
 
 def surrogate(kind: str, ratio: Tensor, advantage: Tensor, clip_coef: float) -> Tensor:
@@ -258,13 +259,11 @@ def adapted(beta: float, kl: float, goal: float) -> float:
 
 def value_loss(value: Tensor, returns: Tensor, old_value: Tensor, limit: float) -> Tensor:
     """mean 1/2 (V(s) - R)^2; with a limit, the larger of that at V and at V moved by at most it."""
-    near = old_value + (value - old_value).clamp(-limit, limit)
-    return 0.5 * torch.maximum((value - returns).square(), (near - returns).square()).mean()
-
-
-def linear_schedule(first: float, last: float, fraction: float) -> float:
-    """`first` at fraction 0 of the run, `last` at 1."""
-    return first + (last - first) * fraction
+    error = (value - returns).square()
+    if limit < math.inf:
+        near = old_value + (value - old_value).clamp(-limit, limit)
+        error = torch.maximum(error, (near - returns).square())
+    return 0.5 * error.mean()
 
 
 def minibatches(size: int, number: int, epochs: int) -> Iterator[Tensor]:
@@ -321,14 +320,13 @@ def train(args: Args) -> dict[str, Any]:
     optimizer = torch.optim.Adam(params, args.learning_rate, eps=1e-5, fused=True)
     run.parts = dict(actor=actor, critic=critic, scale=scale, optimizer=optimizer)  # all is saved
     beta = run.progress.setdefault("kl_coef", args.kl_coef * (args.surrogate == "kl-penalty"))
-    last_rate = 0.0 if args.anneal_lr else args.learning_rate
     v_limit = args.clip_coef if args.clip_vloss else math.inf
     iterations = math.ceil(args.total_timesteps / size)
     with run, contextlib.closing(envs):
         obs = run.start(envs)
         for iteration in trange(run.step // size, iterations, disable=None):
-            rate = linear_schedule(args.learning_rate, last_rate, iteration / iterations)
-            optimizer.param_groups[0]["lr"] = rate
+            remaining = 1 - args.anneal_lr * iteration / iterations
+            optimizer.param_groups[0]["lr"] = remaining * args.learning_rate
             batch, obs = collect(actor, envs, obs, args, run)
 
             # Evaluate what the policy did, all steps at once.
@@ -355,7 +353,9 @@ def train(args: Args) -> dict[str, Any]:
                 if 0 < args.target_kl < kl:
                     break  # tested before each step on its own minibatch; ends all epochs
                 ratio = (gaussian_log_prob(a, mean, log_std) - old_logp).exp()
-                gain = surrogate(args.surrogate, ratio, adv, args.clip_coef).mean() - beta * kl
+                gain = surrogate(args.surrogate, ratio, adv, args.clip_coef).mean()
+                if beta > 0:
+                    gain = gain - beta * kl
                 v_loss = value_loss(critic(s), ret, old_v, v_limit)
                 entropy = (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
                 loss = -gain + args.vf_coef * v_loss - args.ent_coef * entropy
@@ -402,7 +402,7 @@ def explain(what: str, *errors: type[Exception]) -> Any:
 def check_args(args: Args) -> None:
     for field in dataclasses.fields(args):
         name, value = "--" + field.name.replace("_", "-"), getattr(args, field.name)
-        low = int(field.type is int and not re.search("seed|starts|(log|eval|point)-f", name))
+        low = int(field.type is int and not re.search("seed|start|sampl|(log|eval|point)-f", name))
         high = 1 if name in ("--gamma", "--tau", "--gae-lambda") else 10**12
         if field.type in (int, float) and not low <= value <= high:
             fail(f"{name} must be from {low} to {high}, not {value}")
@@ -560,7 +560,7 @@ class Run(contextlib.ExitStack):
             self.progress["episodes"] += 1
             self.progress["ended"].append((float(self.returns[i]), float(self.lengths[i])))
             self.returns[i] = self.lengths[i] = 0
-        if not all(np.isfinite(x).all() for x in (next_obs, last_obs, reward)):
+        if not math.isfinite(next_obs.sum() + last_obs.sum() + reward.sum()):
             self.check_finite(observation=np.stack([next_obs, last_obs]), reward=reward)
         if self.signals:  # leave as of the end of the last iteration
             self.step = (self.step - 1) // self.size * self.size

@@ -241,11 +241,8 @@ def squashed_log_prob(u: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
 
 
 def soft_value(q1: Tensor, q2: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
-    """V(s) = min_i Q_i(s, a) - alpha log pi(a|s), a ~ pi(.|s)  [2018, 2019: eq. 3].  (B,) -> (B,)
-
-    The smaller of two critics overestimates less [2019, sec. 6].
-    """
-    return torch.minimum(q1, q2) - alpha * log_prob
+    """V(s) = min_i Q_i(s, a) - alpha log pi(a|s), a ~ pi(.|s)  [2018, 2019: eq. 3]. (B,) -> (B,)"""
+    return torch.minimum(q1, q2) - alpha * log_prob  # the smaller overestimates less [2019, sec. 6]
 
 
 def bellman_target(reward: Tensor, terminated: Tensor, next_value: Tensor, gamma: float) -> Tensor:
@@ -400,7 +397,7 @@ def explain(what: str, *errors: type[Exception]) -> Any:
 def check_args(args: Args) -> None:
     for field in dataclasses.fields(args):
         name, value = "--" + field.name.replace("_", "-"), getattr(args, field.name)
-        low = int(field.type is int and not re.search("seed|starts|(log|eval|point)-f", name))
+        low = int(field.type is int and not re.search("seed|start|sampl|(log|eval|point)-f", name))
         high = 1 if name in ("--gamma", "--tau", "--gae-lambda") else 10**12
         if field.type in (int, float) and not low <= value <= high:
             fail(f"{name} must be from {low} to {high}, not {value}")
