@@ -96,12 +96,13 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])  # so that each critic is the smaller one somewhere
 @pytest.mark.parametrize("case", CASES)
-def test_losses_and_gradients_are_those_of_the_peer(case, tmp_path, monkeypatch):
+def test_losses_and_gradients_are_those_of_the_peer(case, seed, tmp_path, monkeypatch):
     name, (settings, peers_settings) = case.split()[0], CASES[case]
     module = importlib.import_module(f"{name.lower()}_continuous")
     # Narrow, for where tanh saturates the peer's SAC is wrong: it adds 1e-6 to the slope.
-    settings = settings | {"gamma": GAMMA, "hidden_dim": HIDDEN, "spread": 0.2}
+    settings = settings | {"gamma": GAMMA, "hidden_dim": HIDDEN, "spread": 0.2, "seed": seed}
     seen = record(module, tmp_path, **settings)
 
     noise = seen.noise
@@ -132,7 +133,7 @@ def test_losses_and_gradients_are_those_of_the_peer(case, tmp_path, monkeypatch)
                 # The peer has the actor's two heads apart, the log standard deviation's last.
                 *gradients, weight, bias = gradients
                 gradients += [weight[:ACT], bias[:ACT], weight[ACT:], bias[ACT:]]
-            close = {"rtol": 1e-3, "atol": 1e-5} if name == "SAC" else {"rtol": 1e-5, "atol": 1e-6}
+            close = {"rtol": 1e-3, "atol": 1e-4} if name == "SAC" else {"rtol": 1e-5, "atol": 1e-6}
             assert factor * loss == pytest.approx(expected_loss, rel=close["rtol"])
             for got, gradient in zip(gradients, expected_gradients, strict=True):
                 torch.testing.assert_close(factor * got, gradient, **close)
