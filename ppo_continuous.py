@@ -333,7 +333,8 @@ def train(args: Args) -> dict[str, Any]:
             with torch.no_grad():
                 zero = torch.zeros_like(batch.reward)
                 scale.update(gae(batch, zero, zero, args.gamma, 1.0).flatten())
-                batch = batch._replace(reward=batch.reward / (scale.var + 1e-8).sqrt())
+                reward = (batch.reward / (scale.var + 1e-8).sqrt()).clamp(-10, 10)
+                batch = batch._replace(reward=reward)
                 state, next_state = actor.normalise(batch.obs), actor.normalise(batch.next_obs)
                 value = critic(state)
                 advantage = gae(batch, value, critic(next_state), args.gamma, args.gae_lambda)
@@ -345,9 +346,8 @@ def train(args: Args) -> dict[str, Any]:
 
             # Learn.
             data = state, batch.action, advantage, returns, value, old_mean, old_log_prob
-            data = [x.flatten(0, 1) for x in data]
             for rows in minibatches(size, args.num_minibatches, args.update_epochs):
-                s, a, adv, ret, old_v, old_mu, old_logp = (x[rows] for x in data)
+                s, a, adv, ret, old_v, old_mu, old_logp = (x.flatten(0, 1)[rows] for x in data)
                 mean, log_std = actor.net(s), actor.log_std
                 kl = gaussian_kl(old_mu, old_log_std, mean, log_std).mean()
                 if 0 < args.target_kl < kl:
@@ -371,7 +371,7 @@ def train(args: Args) -> dict[str, Any]:
                 error, spread = (returns - value).var(correction=0), returns.var(correction=0)
             run.metrics.update(policy_loss=-gain, value_loss=v_loss, v=value, entropy=entropy)
             run.metrics.update(explained_variance=1 - error / (spread + 1e-8), kl=kl)
-            run.metrics.update(clip_fraction=clipped, kl_coef=torch.tensor(beta))
+            run.metrics.update(clip_fraction=clipped, kl_coef=torch.tensor(float(beta)))
             beta = run.progress["kl_coef"] = adapted(beta, kl.item(), args.kl_coef_target)
             actor.moments.update(batch.obs.flatten(0, 1))  # not before: all above saw the same
             run.after_step()
@@ -414,6 +414,9 @@ def check_args(args: Args) -> None:
 
 def open_env(env_id: str, **kwargs: Any) -> gym.Env:
     """gym.make, with a message for every environment that the networks cannot serve."""
+    if "AsyncVectorEnv" in torch.multiprocessing.current_process().name:
+        for n in (signal.SIGINT, signal.SIGTERM):  # the main process answers them
+            signal.signal(n, signal.SIG_IGN)
     mujoco = 'if this is a MuJoCo task: pip install "gymnasium[mujoco]"'
     with explain(f"cannot make {env_id} ({mujoco})", gym.error.Error, ImportError, ValueError):
         env = gym.make(env_id, **kwargs)
@@ -490,6 +493,7 @@ class Run(contextlib.ExitStack):
         super().__init__()
         check_args(args)
         self.args, self.parts, self.metrics, self.senders, self.signals = args, {}, {}, [], []
+        self.unfinished = []  # return and length of the episodes that ended in this iteration
         self.progress = {"step": 0, "seconds": 0.0, "csv_size": 0, "episodes": 0, "ended": []}
         name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{int(time.time())}"
         self.dir = Path(args.runs_dir, re.sub(r"[^\w.-]", "-", name))
@@ -550,20 +554,20 @@ class Run(contextlib.ExitStack):
         for generator, state in zip(self.generators, self.progress["generators"], strict=True):
             generator.set_rng_state(state)
         print("note: every environment begins a new episode: not bit for bit from here")
-        self.after_step()
+        if not self.progress.pop("logged", False):
+            self.after_step()
 
     def record(self, next_obs, last_obs, reward: np.ndarray, ended: np.ndarray) -> None:
         """Count a step of every environment, and the episodes that ended in it."""
         self.step += len(reward)
         self.returns, self.lengths = self.returns + reward, self.lengths + 1
         for i in np.flatnonzero(ended):
-            self.progress["episodes"] += 1
-            self.progress["ended"].append((float(self.returns[i]), float(self.lengths[i])))
+            self.unfinished.append((float(self.returns[i]), float(self.lengths[i])))
             self.returns[i] = self.lengths[i] = 0
         if not math.isfinite(next_obs.sum() + last_obs.sum() + reward.sum()):
             self.check_finite(observation=np.stack([next_obs, last_obs]), reward=reward)
-        if self.signals:  # leave as of the end of the last iteration
-            self.step = (self.step - 1) // self.size * self.size
+        if self.signals:  # leave as of the end of the last iteration, whose row is written
+            self.step, self.progress["logged"] = (self.step - 1) // self.size * self.size, True
             self.save()
 
     def check_finite(self, **values: Any) -> None:
@@ -579,6 +583,8 @@ class Run(contextlib.ExitStack):
     def after_step(self) -> None:
         """Save, evaluate and log, each when it is due."""
         args, step, evaluation = self.args, self.step, {}
+        self.progress["episodes"] += len(self.unfinished)
+        self.progress["ended"], self.unfinished = self.progress["ended"] + self.unfinished, []
         if self.signals or self.due(args.checkpoint_frequency):
             self.save()
         if self.due(args.eval_frequency):

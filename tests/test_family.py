@@ -20,6 +20,10 @@ DIFFERENT = {
     "mlp": ([{SAC, V1, TD3, DDPG}, {PPO}], "PPO's is of tanh, with orthogonal weights"),
     "Batch": ([{SAC, V1, TD3, DDPG}, {PPO}], "replayed transitions; rollouts of several steps"),
     "check_args": ([{SAC, V1, TD3, DDPG}, {PPO}], "PPO's batch is not taken from a buffer"),
+    "open_env": (
+        [{SAC, V1, TD3, DDPG}, {PPO}],
+        "in a process of --async-envs it leaves signals to the main one",
+    ),
     "Run": (
         [{SAC, V1, TD3, DDPG}, {PPO}],
         "one environment, put back exactly; several, begun anew",
