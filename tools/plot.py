@@ -37,6 +37,7 @@ LABELS = {  # other columns are called by their names
     "episodic_return": "training return (sum of rewards)",
     "entropy": "entropy of the policy (nats)",
     "q_bias": "Q minus the return then obtained",
+    "kl": "KL(old||new) per iteration (nats)",
 }
 # Okabe and Ito's colours, which the colour-blind can tell apart, without their yellow.
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
