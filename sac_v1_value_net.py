@@ -90,8 +90,8 @@ class Args:
     """gradient updates per environment step; 0.5 is one update every second step"""
     max_grad_norm: float = 0.0
     """largest norm of an optimizer's gradient; a longer one is scaled down to it; 0 = off"""
-    alpha: float = 0.2
-    """temperature, in units of scaled reward; fixed, may be 0"""
+    alpha: float = 0.05
+    """temperature, in units of scaled reward; fixed, may be 0 (MuJoCo: 0.2)"""
     reward_scale: float = 1.0
     """factor on rewards, the paper's knob: c at alpha 1 is alpha = 1/c, with all values times c"""
     policy_reg: float = 0.0

@@ -10,22 +10,27 @@ import pytest
 from helpers import OFF_POLICY, SCRIPTS, source
 
 SAC, V1, TD3, DDPG = OFF_POLICY
-PPO = "ppo_continuous"
+PPO, HER = "ppo_continuous", "sac_her_continuous"
+ALL = [*SCRIPTS, HER]
+REPLAY = {SAC, V1, TD3, DDPG, HER}  # the off-policy ones
 
 # Which scripts share which text of a definition, and why there is more than one.
 DIFFERENT = {
-    "Actor": ([{SAC, V1}, {TD3, DDPG}, {PPO}], "squashed Gaussian; deterministic; plain Gaussian"),
-    "actor_loss": ([{SAC, V1}, {TD3, DDPG}], "with the entropy; without"),
+    "Actor": (
+        [{SAC, V1, HER}, {TD3, DDPG}, {PPO}],
+        "squashed Gaussian; deterministic; plain Gaussian",
+    ),
+    "actor_loss": ([{SAC, V1, HER}, {TD3, DDPG}], "with the entropy; without"),
     "value_loss": ([{V1}, {PPO}], "towards the soft value; towards returns, clipped if asked"),
-    "mlp": ([{SAC, V1, TD3, DDPG}, {PPO}], "PPO's is of tanh, with orthogonal weights"),
-    "Batch": ([{SAC, V1, TD3, DDPG}, {PPO}], "replayed transitions; rollouts of several steps"),
-    "check_args": ([{SAC, V1, TD3, DDPG}, {PPO}], "PPO's batch is not taken from a buffer"),
+    "mlp": ([REPLAY, {PPO}], "PPO's is of tanh, with orthogonal weights"),
+    "Batch": ([REPLAY, {PPO}], "replayed transitions; rollouts of several steps"),
+    "check_args": ([REPLAY, {PPO}], "PPO's batch is not taken from a buffer"),
     "open_env": (
-        [{SAC, V1, TD3, DDPG}, {PPO}],
-        "in a process of --async-envs it leaves signals to the main one",
+        [{SAC, V1, TD3, DDPG}, {HER}, {PPO}],
+        "HER's flattens goals; PPO's leaves signals to the main process",
     ),
     "Run": (
-        [{SAC, V1, TD3, DDPG}, {PPO}],
+        [REPLAY, {PPO}],
         "one environment, put back exactly; several, begun anew",
     ),
 }
@@ -35,12 +40,16 @@ OWN = {"Args", "METRICS", "train"}
 # Shared flags with another default, and why.
 DEFAULTS = {
     ("total_timesteps", PPO): "on-policy steps are learnt from once, and are cheap",
+    ("env_id", HER): "a task that has goals",
+    ("alpha", V1): "it stays, and 0.2 is too much once Pendulum is solved",
     ("hidden_dim", PPO): "the paper's",
     ("max_grad_norm", PPO): "customary there, and off elsewhere",
 }
 # Shared flags with another text, and why.
 TEXTS = {
     ("total_timesteps", PPO): "whole iterations",
+    ("total_timesteps", HER): "another example",
+    ("env_id", HER): "a task that has goals",
     ("hidden_dim", PPO): "its networks are two",
     ("q_lr", V1): "it serves V too",
     ("alpha", V1): "it is not tuned",
@@ -57,6 +66,10 @@ SIBLINGS = {
         110,
         r"temperature|alpha|autotune|entropy|\b[vV]\b|v_|value|Value|reward_scale|policy_reg"
         r"|next_q1|q1_target|Run SAC|a' comes",
+    ),
+    (SAC, HER): (
+        30,
+        r"[Gg]oal|end_episode|her_utils|hindsight|success_rate|total_timesteps|FetchReach",
     ),
 }
 
@@ -86,13 +99,13 @@ def definitions(script):
     return found
 
 
-FAMILY = {script: definitions(script) for script in SCRIPTS}
+FAMILY = {script: definitions(script) for script in ALL}
 
 
 @pytest.mark.parametrize("name", sorted(set().union(*FAMILY.values()) - OWN))
 def test_same_name_same_text(name):
     groups = {}
-    for script in SCRIPTS:
+    for script in ALL:
         if name in FAMILY[script]:
             groups.setdefault(FAMILY[script][name], set()).add(script)
     having = set().union(*groups.values())
@@ -101,8 +114,8 @@ def test_same_name_same_text(name):
 
 
 def test_shared_definitions_come_in_the_same_order():
-    for script in SCRIPTS:
-        for other in SCRIPTS:
+    for script in ALL:
+        for other in ALL:
             shared = [name for name in FAMILY[script] if name in FAMILY[other]]
             assert shared == [name for name in FAMILY[other] if name in FAMILY[script]]
 
@@ -123,11 +136,11 @@ def flags(script):
     }
 
 
-@pytest.mark.parametrize("script", SCRIPTS[1:])
+@pytest.mark.parametrize("script", ALL[1:])
 def test_shared_flags_are_the_same(script):
     """Default, type and meaning; what is listed as another must be another."""
     first = {}
-    for earlier in SCRIPTS[: SCRIPTS.index(script)]:
+    for earlier in ALL[: ALL.index(script)]:
         first = flags(earlier) | first
     for name, (default, kind, about) in flags(script).items():
         if name in first:

@@ -56,7 +56,7 @@ def measure(source):
     }
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, "sac_her_continuous"])
 def test_size(script):
     size = measure((TESTS.parent / f"{script}.py").read_text(encoding="utf-8"))
     print(script, size)

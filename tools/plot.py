@@ -37,6 +37,7 @@ LABELS = {  # other columns are called by their names
     "episodic_return": "training return (sum of rewards)",
     "entropy": "entropy of the policy (nats)",
     "q_bias": "Q minus the return then obtained",
+    "eval_success_rate": "share of goals met in evaluation",
     "kl": "KL(old||new) per iteration (nats)",
 }
 # Okabe and Ito's colours, which the colour-blind can tell apart, without their yellow.

@@ -1,0 +1,637 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch==2.13.0", "gymnasium>=1,<2", "numpy>=2", "tyro>=0.9", "tqdm", "wandb"]
+# ///
+# MIT licence. Part of Marginalia: algorithms to be read beside the lecture notes.
+"""Soft Actor-Critic (SAC) with hindsight experience replay (HER), for tasks that name a goal.
+
+SAC maximises reward plus entropy, E[sum_t r_t + alpha H(pi(.|s_t))], here with a goal g in every
+state and a reward that only says whether g is met. Most replayed transitions are given another
+goal, one that was reached afterwards, and the reward that they would have had.
+    [2017] Andrychowicz et al., Hindsight Experience Replay, NeurIPS 2017, arXiv:1707.01495
+    [2018, 2019] Haarnoja et al., Soft Actor-Critic, arXiv:1801.01290 and arXiv:1812.05905
+
+Algorithm ([2017], Algorithm 1): sac_continuous.py's, where each batch (s, a, r, s', d) from D meets
+     with probability k / (k + 1): g <- one achieved later in the episode; r, d <- judged by g
+
+Notation    s, s', a, r     obs, next_obs, action, reward     Q_1, Q_2         q1, q2 (theta)
+            d               terminated                        Qbar_1, Qbar_2   q1_target, q2_target
+            b               new_action                        pi_phi           actor
+            log pi(a|s)     log_prob                          alpha            temperature()
+Shapes: B transitions in a batch, O = dim(S) with both goals, A = dim(A). (B,) for one number each.
+Siblings: sac_continuous.py is this without goals; her_utils.py has the replay and a small task.
+"""
+
+import contextlib
+import copy
+import csv
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import platform
+import re
+import signal
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+from tqdm import tqdm, trange
+
+from her_utils import FlattenGoal, HindsightReplayBuffer, Strategy, success_rate
+
+
+# === 2. Arguments =================================================================================
+@dataclasses.dataclass
+class Args:
+    env_id: str = "PointReach-v0"
+    """gymnasium environment with goals and bounded continuous actions; the default is our own"""
+    total_timesteps: int = 10_000
+    """environment steps; one step is one transition (FetchReach: 25_000)"""
+    seed: int = 1
+    """seed of PyTorch and of the training environment"""
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    """networks this small gain nothing from a GPU"""
+    num_threads: int = 2
+    """PyTorch's CPU threads; 1 when several runs share the machine"""
+    hidden_dim: int = 256
+    """units in each of the two hidden layers of every network [2019, App. D]"""
+    policy_lr: float = 3e-4
+    """Adam's step size for the actor [2019, App. D]"""
+    q_lr: float = 1e-3
+    """Adam's step size for the critics [CleanRL; 2019, App. D: 3e-4]"""
+    gamma: float = 0.99
+    """discount factor per step [2019, App. D]"""
+    tau: float = 0.005
+    """share of a network that moves into its target at each update [2019, App. D]"""
+    batch_size: int = 256
+    """transitions per gradient update [2019, App. D]"""
+    buffer_size: int = 1_000_000
+    """transitions kept for replay [2019, App. D]; never more than total_timesteps"""
+    n_sampled_goal: int = 4
+    """k: goals in hindsight for each original one, so a share k / (k + 1) of a batch; 0 = off"""
+    goal_strategy: Strategy = "future"
+    """where they come from [2017, sec. 4.5]"""
+    learning_starts: int = 1_000
+    """steps of uniformly random actions before the first update (MuJoCo: 10_000)"""
+    updates_per_step: float = 1.0
+    """gradient updates per environment step; 0.5 is one update every second step"""
+    max_grad_norm: float = 0.0
+    """largest norm of an optimizer's gradient; a longer one is scaled down to it; 0 = off"""
+    autotune: bool = True
+    """tune the temperature; --no-autotune keeps it at alpha"""
+    alpha: float = 0.2
+    """temperature, in units of reward: where tuning begins, or the fixed value, which may be 0"""
+    alpha_lr: float = 1e-3
+    """Adam's step size for log alpha [CleanRL; 2019, App. D: 3e-4]"""
+    target_entropy_scale: float = 1.0
+    """target entropy is -scale * dim(A) nats, for actions in [-1, 1] [2019, App. D]"""
+    log_frequency: int = 100
+    """steps between two rows of metrics.csv"""
+    eval_frequency: int = 2_500
+    """steps between two evaluations of the deterministic policy; 0 = only at the end"""
+    eval_episodes: int = 10
+    """episodes per evaluation, from starts that are the same in every run"""
+    checkpoint_frequency: int = 25_000
+    """steps between two checkpoints; 0 = only at the end or when interrupted"""
+    resume: str = ""
+    """a run's checkpoint.pt: continue that run, in its folder, with its settings"""
+    runs_dir: str = "runs"
+    """where the run's folder is made"""
+    track: bool = False
+    """send the metrics to Weights & Biases too"""
+    wandb_project_name: str = "marginalia"
+    """Weights & Biases project"""
+    tensorboard: bool = False
+    """write the metrics for TensorBoard too"""
+    capture_video: bool = False
+    """record the first episode of every evaluation as an MP4"""
+
+
+# === 3. Environment and networks ==================================================================
+def make_env(env_id: str, **kwargs: Any) -> gym.Env:
+    """An environment that observes float32 (O,) and acts in [-1, 1]^A, whatever its own bounds."""
+    env = open_env(env_id, **kwargs)
+    low, high = env.action_space.low, env.action_space.high
+    unit_box = gym.spaces.Box(-1, 1, low.shape, np.float32)
+    obs_box = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
+    # Clipped after rescaling: that covers actions beyond [-1, 1] and rounding at the bounds alike.
+    env = gym.wrappers.TransformAction(
+        env, lambda a: np.clip((low * (1 - a) + high * (1 + a)) / 2, low, high), unit_box
+    )
+    return gym.wrappers.TransformObservation(env, lambda obs: np.array(obs, np.float32), obs_box)
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two hidden layers of rectified linear units, PyTorch's initial weights."""
+    layers = nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
+    return nn.Sequential(*layers, nn.Linear(hidden, outputs))
+
+
+class Critic(nn.Module):
+    """Q(s, a): (B, O), (B, A) -> (B,)."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.net = mlp(obs_dim + action_dim, hidden_dim, 1)
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        return self.net(torch.cat([obs, action], dim=-1)).squeeze(-1)
+
+
+class Actor(nn.Module):
+    """pi_phi(a|s): a Gaussian with diagonal covariance, squashed by tanh into (-1, 1)^A."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.net = mlp(obs_dim, hidden_dim, 2 * action_dim)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """The deterministic action of evaluation, tanh(mu(s)): (B, O) -> (B, A)."""
+        mean, _ = self.net(obs).chunk(2, dim=-1)
+        return mean.tanh()
+
+    def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """A reparameterised action [2019, eq. 8] and log pi of it: (B, O) -> (B, A), (B,)."""
+        mean, log_std = self.net(obs).chunk(2, dim=-1)
+        log_std = log_std.clamp(-20, 2)  # the bounds of the authors' code, found by trial
+        noise = torch.randn_like(mean)  # epsilon ~ N(0, I), which does not depend on phi
+        u = mean + log_std.exp() * noise  # mu + sigma epsilon, differentiable in mu and sigma
+        return u.tanh(), squashed_log_prob(u, log_std, noise)
+
+
+class Temperature(nn.Module):
+    """alpha, kept as its logarithm so that no step can make it negative."""
+
+    def __init__(self, alpha: float, trainable: bool):
+        super().__init__()
+        self.log_alpha = nn.Parameter(torch.tensor(alpha).log(), requires_grad=trainable)
+
+    def forward(self) -> Tensor:
+        return self.log_alpha.exp()
+
+
+# === 4. Replay buffer =============================================================================
+class Batch(NamedTuple):
+    obs: Tensor  # (B, O)
+    action: Tensor  # (B, A), in [-1, 1]
+    reward: Tensor  # (B,)
+    next_obs: Tensor  # (B, O), at an episode's end its last observation
+    terminated: Tensor  # (B,), 1.0 at a true end, 0.0 at a time limit
+
+
+class ReplayBuffer:
+    """The last `capacity` transitions, one to a table row, so that one indexing fetches a batch."""
+
+    def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: str = "cpu"):
+        self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
+        self.table = np.zeros((capacity, sum(self.widths)), np.float32)  # memory used as it fills
+        self.columns = np.split(self.table, np.cumsum(self.widths)[:-1], axis=1)
+        self.added = 0  # how many ever; the next one goes to row added % capacity
+        self.device = device
+
+    def __len__(self) -> int:
+        return min(self.added, len(self.table))
+
+    def add(self, *transition: Any) -> None:
+        """Store (obs, action, reward, next_obs, terminated) over the oldest row."""
+        row = self.added % len(self.table)
+        for column, value in zip(self.columns, transition, strict=True):
+            column[row] = value
+        self.added += 1
+
+    def sample(self, batch_size: int) -> Batch:
+        """Transitions drawn uniformly and with replacement."""
+        return self.gather(torch.randint(len(self), (batch_size,)))
+
+    def gather(self, rows: Tensor) -> Batch:
+        batch = torch.from_numpy(self.table).index_select(0, rows).to(self.device)
+        obs, action, reward, next_obs, terminated = batch.split(self.widths, dim=1)
+        return Batch(obs, action, reward.squeeze(1), next_obs, terminated.squeeze(1))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"added": self.added, "table": torch.from_numpy(self.table[: len(self)])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.added = state["added"]
+        self.table[: len(state["table"])] = state["table"].numpy()
+
+
+# === 5. The algorithm =============================================================================
+def squashed_log_prob(u: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
+    """log pi(a|s) = log N(u; mean, std) - sum_j log(1 - tanh(u_j)^2), a = tanh(u)  [2018, eq. 21]
+
+    A density over [-1, 1]^A; noise = (u - mean) / std. With 1 - tanh(u)^2 = 4 / (e^u + e^-u)^2 the
+    logarithm neither saturates nor overflows: at u = 10 it is -18.6, but log(1 - a^2 + 1e-6) in
+    float32 is -13.8. (B, A) each -> (B,).
+    """
+    log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 - tanh(u)^2)
+    return (log_normal - log_slope).sum(-1)
+
+
+def soft_value(q1: Tensor, q2: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
+    """V(s) = min_i Q_i(s, a) - alpha log pi(a|s), a ~ pi(.|s)  [2018, 2019: eq. 3]. (B,) -> (B,)"""
+    return torch.minimum(q1, q2) - alpha * log_prob  # the smaller overestimates less [2019, sec. 6]
+
+
+def bellman_target(reward: Tensor, terminated: Tensor, next_value: Tensor, gamma: float) -> Tensor:
+    """y = r + gamma (1 - d) V(s'), nothing after termination  [2018, 2019: eq. 2].  (B,) -> (B,)"""
+    return reward + gamma * (1 - terminated) * next_value
+
+
+def critic_loss(q: Tensor, target: Tensor) -> Tensor:
+    """J_Q(theta) = mean 1/2 (Q_theta(s, a) - y)^2; y is a constant  [2019, eq. 5].  (B,) -> ()"""
+    return 0.5 * F.mse_loss(q, target)
+
+
+def actor_loss(log_prob: Tensor, q1: Tensor, q2: Tensor, alpha: Tensor) -> Tensor:
+    """J_pi(phi) = mean [alpha log pi_phi(b|s) - min_i Q_i(s, b)]  [2019, eq. 9].  (B,) -> ()
+
+    phi acts through log_prob and, by way of the reparameterised b, through q1 and q2.
+    """
+    return (alpha * log_prob - torch.minimum(q1, q2)).mean()
+
+
+def temperature_loss(alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
+    """J(alpha) = mean [-alpha (log pi(b|s) + target entropy)]  [2019, eq. 18].  (B,) -> ()
+
+    Entropy above the target lowers alpha, below it raises alpha. Much code writes log alpha for
+    alpha here: its gradient lacks a factor alpha > 0, so that it comes to rest at the same place.
+    """
+    return (-alpha * (log_prob + target_entropy)).mean()
+
+
+def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float) -> None:
+    """One optimizer step down the loss; only its own parameters' gradients are computed."""
+    parameters = optimizer.param_groups[0]["params"]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient
+    if max_grad_norm > 0:
+        nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    optimizer.step()
+
+
+@torch.no_grad()
+def update_targets(targets: list[Tensor], parameters: list[Tensor], tau: float) -> None:
+    """theta_bar <- tau theta + (1 - tau) theta_bar  [2019, Algorithm 1]"""
+    torch._foreach_lerp_(targets, parameters, tau)
+
+
+def updates_due(step: int, rate: float) -> range:
+    """Numbers, from 1 on, of the updates that follow step number `step` since the warm-up."""
+    return range(int((step - 1) * rate) + 1, int(step * rate) + 1) if step > 0 else range(0)
+
+
+# === 6. Training loop =============================================================================
+METRICS = ("critic_loss", "actor_loss", "temperature_loss", "q1", "q2", "entropy", "alpha")
+METRICS += ("eval_success_rate",)
+
+
+def train(args: Args) -> dict[str, Any]:
+    """Run SAC with hindsight; return the last evaluation, the run's folder and the actor."""
+    if args.autotune and args.alpha == 0:
+        fail("--alpha 0 has no logarithm to tune; --no-autotune keeps it at 0")
+    run = Run(args)  # room 7: the run's folder, metrics, checkpoints
+    torch.set_num_threads(args.num_threads)
+    torch.manual_seed(args.seed)
+    env = make_env(args.env_id)
+    obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
+    target_entropy = -args.target_entropy_scale * action_dim
+    actor = Actor(obs_dim, action_dim, args.hidden_dim).to(args.device)
+    q1 = Critic(obs_dim, action_dim, args.hidden_dim).to(args.device)
+    q2 = Critic(obs_dim, action_dim, args.hidden_dim).to(args.device)
+    q1_target, q2_target = copy.deepcopy(q1), copy.deepcopy(q2)
+    temperature = Temperature(args.alpha, trainable=args.autotune).to(args.device)
+    q_params = [*q1.parameters(), *q2.parameters()]
+    target_params = [*q1_target.parameters(), *q2_target.parameters()]
+    actor_optimizer = torch.optim.Adam(actor.parameters(), args.policy_lr, fused=True)
+    q_optimizer = torch.optim.Adam(q_params, args.q_lr, fused=True)
+    alpha_optimizer = torch.optim.Adam(temperature.parameters(), args.alpha_lr, fused=True)
+    capacity = min(args.buffer_size, args.total_timesteps)
+    replay = ReplayBuffer(capacity, obs_dim, action_dim, args.device)
+    replay = HindsightReplayBuffer(replay, env, args.n_sampled_goal, args.goal_strategy)
+    run.parts = dict(actor=actor, q1=q1, q2=q2, q1_target=q1_target, q2_target=q2_target)
+    run.parts |= dict(actor_optimizer=actor_optimizer, q_optimizer=q_optimizer, replay=replay)
+    run.parts |= dict(temperature=temperature, alpha_optimizer=alpha_optimizer)  # all is saved
+    run.judge = lambda trajectories: dict(eval_success_rate=success_rate(trajectories))
+    with run, env:
+        obs = run.start(env)
+        for step in trange(run.step + 1, args.total_timesteps + 1, disable=None):
+            # Observe and act.
+            if step <= args.learning_starts:
+                action = 2 * torch.rand(action_dim) - 1
+            else:
+                with torch.inference_mode():
+                    action, _ = actor.sample(torch.as_tensor(obs, device=args.device))
+            action = action.cpu().numpy()
+            next_obs, reward, terminated, truncated, _ = env.step(action)
+            run.record(next_obs, reward)
+
+            # Store. A time limit ends the episode but not the world: `truncated` is not kept.
+            replay.add(obs, action, reward, next_obs, terminated)
+            if terminated or truncated:
+                replay.end_episode()
+            obs = run.reset(env) if terminated or truncated else next_obs
+
+            for _ in updates_due(step - args.learning_starts, args.updates_per_step):
+                batch = replay.sample(args.batch_size)
+                alpha = temperature().detach()
+
+                # Critics. a' comes from the current policy; the one that chose a is long replaced.
+                with torch.no_grad():
+                    next_action, next_log_prob = actor.sample(batch.next_obs)
+                    next_q1 = q1_target(batch.next_obs, next_action)
+                    next_q2 = q2_target(batch.next_obs, next_action)
+                    next_value = soft_value(next_q1, next_q2, next_log_prob, alpha)
+                    y = bellman_target(batch.reward, batch.terminated, next_value, args.gamma)
+                q1_value, q2_value = q1(batch.obs, batch.action), q2(batch.obs, batch.action)
+                q_loss = critic_loss(q1_value, y) + critic_loss(q2_value, y)
+                gradient_step(q_optimizer, q_loss, args.max_grad_norm)
+
+                # Actor.
+                new_action, log_prob = actor.sample(batch.obs)
+                new_q1, new_q2 = q1(batch.obs, new_action), q2(batch.obs, new_action)
+                pi_loss = actor_loss(log_prob, new_q1, new_q2, alpha)
+                gradient_step(actor_optimizer, pi_loss, args.max_grad_norm)
+
+                # Temperature, from the actor's sample.
+                if args.autotune:
+                    alpha_loss = temperature_loss(temperature(), log_prob.detach(), target_entropy)
+                    gradient_step(alpha_optimizer, alpha_loss, args.max_grad_norm)
+                    run.metrics.update(temperature_loss=alpha_loss)
+
+                # Targets.
+                update_targets(target_params, q_params, args.tau)
+                run.metrics.update(critic_loss=q_loss, actor_loss=pi_loss, q1=q1_value, q2=q2_value)
+                run.metrics.update(entropy=-log_prob, alpha=alpha)
+            run.after_step()
+        return run.finish()
+
+
+# === 7. Bookkeeping (skip on first reading) =======================================================
+COLUMNS = ("global_step", "seconds", "sps", "episodes", "episodic_return", "episodic_length")
+EVAL = {"eval_return_mean": np.mean, "eval_return_std": np.std, "eval_episodes": len}
+EVAL_SEED = 1_000_000  # episode i of an evaluation is reset with EVAL_SEED + i, whatever --seed
+EXTRAS = {"track": "wandb", "tensorboard": "tensorboard", "capture_video": "moviepy pygame"}
+
+
+def fail(message: str) -> NoReturn:
+    """Leave with a message for the user instead of a traceback."""
+    raise SystemExit(f"error: {message}")
+
+
+@contextlib.contextmanager
+def explain(what: str, *errors: type[Exception]) -> Any:
+    """Make such a message of these errors."""
+    try:
+        yield
+    except errors as e:  # without PyTorch's advice on how to load what is not safe to load
+        fail(f"{what}: {(str(e).strip() or repr(e)).splitlines()[0].split(' This file')[0]:.300}")
+
+
+def check_args(args: Args) -> None:
+    for field in dataclasses.fields(args):
+        name, value = "--" + field.name.replace("_", "-"), getattr(args, field.name)
+        low = int(field.type is int and not re.search("seed|start|sampl|(log|eval|point)-f", name))
+        high = 1 if name in ("--gamma", "--tau", "--gae-lambda") else 10**12
+        if field.type in (int, float) and not low <= value <= high:
+            fail(f"{name} must be from {low} to {high}, not {value}")
+        if value and not all(map(importlib.util.find_spec, EXTRAS.get(field.name, "").split())):
+            fail(f"{name} needs: pip install {EXTRAS[field.name]}")
+    if args.batch_size > args.buffer_size:
+        fail(f"--batch-size {args.batch_size} is larger than --buffer-size {args.buffer_size}")
+    with explain(f"--device {args.device} cannot be used here", RuntimeError, AssertionError):
+        torch.empty(0, device=args.device)
+
+
+def open_env(env_id: str, **kwargs: Any) -> gym.Env:
+    """gym.make, with a message for every environment that the networks cannot serve."""
+    mujoco = 'if this is a MuJoCo task: pip install "gymnasium[mujoco]"'
+    with explain(f"cannot make {env_id} ({mujoco})", gym.error.Error, ImportError, ValueError):
+        env = FlattenGoal(gym.make(env_id, **kwargs))
+    for verb, space in (("observes", env.observation_space), ("acts in", env.action_space)):
+        if isinstance(space, gym.spaces.Dict):
+            fail(f"{env_id} {verb} a dictionary; if it holds goals, use sac_her_continuous.py")
+        vector = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
+        if not vector or not (verb == "observes" or space.is_bounded()):
+            fail(f"{env_id} {verb} {space}; needed are vectors, and for actions finite bounds")
+    return env
+
+
+def evaluate(actor: nn.Module, args: Args, video_dir=None, stopped=lambda: False) -> list:
+    """Trajectories of the deterministic policy, from starts that are the same in every run.
+
+    A trajectory is a list of (obs, action, reward, next_obs, terminated, info). No random number of
+    the training run is drawn.
+    """
+    env = make_env(args.env_id, **({"render_mode": "rgb_array"} if video_dir else {}))
+    if video_dir:
+        env = gym.wrappers.RecordVideo(env, str(video_dir), lambda i: i == 0, disable_logger=True)
+    trajectories = [[] for _ in range(args.eval_episodes)]
+    for episode, trajectory in enumerate(trajectories):
+        obs, done = env.reset(seed=EVAL_SEED + episode)[0], False
+        while not (done or stopped()):
+            with torch.inference_mode():
+                action = actor(torch.as_tensor(obs, device=args.device)).cpu().numpy()
+            next_obs, reward, terminated, truncated, info = env.step(action)
+            trajectory.append((obs, action, float(reward), next_obs, terminated, info))
+            obs, done = next_obs, terminated or truncated
+    env.close()
+    return trajectories
+
+
+def write_file(path: Path, content: dict[str, Any]) -> None:
+    """torch.save that leaves the whole new file or the whole old one, whatever happens."""
+    unfinished = path.with_suffix(".tmp")
+    with explain(f"cannot write {path}, the last one stays", OSError, RuntimeError):
+        with contextlib.ExitStack() as stack:
+            stack.callback(unfinished.unlink, missing_ok=True)
+            with open(unfinished, "wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """A checkpoint of this script. Nothing that the file holds is executed."""
+    with explain(f"--resume {path} is not an intact checkpoint of this script", Exception):
+        with zipfile.ZipFile(path) as archive:  # torch.load looks at neither checksums nor flags
+            if archive.testzip() or any(entry.external_attr for entry in archive.infolist()):
+                raise ValueError("it is damaged")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["args"].keys() != vars(Args()).keys():
+            raise ValueError("its settings belong to another script or version")
+    return content
+
+
+def saved_args(path: str) -> Args:
+    """The settings with which a checkpoint's run goes on; only total_timesteps may be raised."""
+    return Args(**read_checkpoint(path)["args"] | {"resume": path})
+
+
+class Run(contextlib.ExitStack):
+    """What surrounds the loop: the run's folder, metrics, evaluations, checkpoints and signals.
+
+    A checkpoint is the settings, `progress` (how far the loop has come) and the state_dict of each
+    of `parts`, after a step and before that step is evaluated and logged. That comes first when the
+    run is resumed, so that a row is neither lost nor written twice.
+    """
+
+    def __init__(self, args: Args):
+        super().__init__()
+        check_args(args)
+        self.args, self.parts, self.metrics, self.senders, self.signals = args, {}, {}, [], []
+        self.progress = {"step": 0, "seconds": 0.0, "csv_size": 0, "episodes": 0, "ended": []}
+        name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{int(time.time())}"
+        self.dir = Path(args.runs_dir, re.sub(r"[^\w.-]", "-", name))
+        if args.resume:
+            self.dir, self.saved = Path(args.resume).resolve().parent, read_checkpoint(args.resume)
+            self.progress, old = self.saved["progress"], self.saved["args"]
+            changed = {k for k in old if getattr(args, k) != old[k]} - {"resume"}
+            if changed == {"total_timesteps"} and args.total_timesteps > old["total_timesteps"]:
+                print("--total-timesteps has grown, with it the replay buffer and all schedules")
+            elif changed:
+                fail(f"--resume goes on with the run's own settings; it cannot change {changed}")
+        self.step, self.csv = self.progress["step"], self.dir / "metrics.csv"
+        self.judge = lambda trajectories: {}  # a script's own metrics of an evaluation
+        self.generators = [torch] + [getattr(torch, d) for d in ("cuda", "mps") if d in args.device]
+
+    def start(self, env: gym.Env) -> np.ndarray:
+        """Open the files; begin the first episode, or go back to where the checkpoint was taken."""
+        about = vars(self.args) | {m.__name__: m.__version__ for m in (torch, gym, np)}
+        about |= {"platform": platform.platform(), "python": sys.version, "cores": os.cpu_count()}
+        with explain(f"cannot write into {self.dir}", OSError):
+            self.dir.mkdir(parents=True, exist_ok=bool(self.args.resume))
+            (self.dir / "args.json").write_text(json.dumps(about, indent=2))
+            with open(self.csv, "a", newline="") as file:
+                file.truncate(min(file.tell(), self.progress["csv_size"]))  # later rows come again
+                if file.seek(0, os.SEEK_END) == 0:
+                    csv.writer(file).writerow([*COLUMNS, *METRICS, *EVAL])
+        if self.args.track:
+            import wandb
+
+            where = {"dir": self.dir, "id": self.dir.name, "resume": "allow"}
+            with explain("--track", wandb.errors.Error):
+                run = wandb.init(project=self.args.wandb_project_name, config=about, **where)
+            self.senders.append(self.enter_context(run).log)
+        if self.args.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            board = self.enter_context(SummaryWriter(self.dir, purge_step=self.step))
+            self.senders.append(lambda row, step: [board.add_scalar(k, row[k], step) for k in row])
+        print(f"{self.dir}: replay takes up to {self.parts['replay'].table.nbytes:,} B", flush=True)
+        with contextlib.suppress(ValueError):  # outside the main thread signals cannot be caught
+            for n in (signal.SIGINT, signal.SIGTERM):
+                self.callback(signal.signal, n, signal.signal(n, lambda *s: self.signals.append(s)))
+        self.began = time.perf_counter() - self.progress["seconds"]
+        env.reset(seed=self.args.seed)
+        return self.restore(env) if self.args.resume else self.reset(env)
+
+    def restore(self, env: gym.Env) -> np.ndarray:
+        """Load every part, replay the unfinished episode, log the step of the checkpoint."""
+        self.metrics = self.progress["metrics"]
+        with explain(f"--resume {self.args.resume} does not fit this script", Exception):
+            for name, part in self.parts.items():
+                part.load_state_dict(self.saved["parts"].pop(name))
+        env.unwrapped.np_random.bit_generator.state = self.progress["env_rng"]
+        obs, _ = env.reset()
+        replay, length = self.parts["replay"], len(self.progress["rewards"])
+        episode = replay.gather(torch.arange(replay.added - length, replay.added) % len(replay))
+        expected = [obs, *episode.next_obs.cpu().numpy()][-1]
+        for action in episode.action.cpu().numpy():
+            obs, *_ = env.step(action)
+        if not np.array_equal(obs, expected):
+            print("note: this environment cannot be put back exactly: not bit for bit from here")
+        for generator, state in zip(self.generators, self.progress["generators"], strict=True):
+            generator.set_rng_state(state)
+        self.after_step()
+        return obs
+
+    def reset(self, env: gym.Env) -> np.ndarray:
+        """Begin an episode, after counting the one that ended, if any."""
+        if rewards := self.progress.get("rewards"):
+            self.progress["episodes"] += 1
+            self.progress["ended"].append((sum(rewards), len(rewards)))
+        self.progress |= {"rewards": [], "env_rng": env.unwrapped.np_random.bit_generator.state}
+        obs, _ = env.reset()
+        self.check_finite(observation=obs)
+        return obs
+
+    def record(self, next_obs: np.ndarray, reward: float) -> None:
+        """Count a step."""
+        self.step += 1
+        self.progress["rewards"].append(float(reward))
+        if not (np.isfinite(next_obs).all() and math.isfinite(reward)):
+            self.check_finite(observation=next_obs, reward=reward)
+
+    def check_finite(self, **values: Any) -> None:
+        for name, value in values.items():
+            if not torch.as_tensor(value).isfinite().all():
+                fail(f"step {self.step} of {self.args.env_id}: {name} is not finite")
+
+    def due(self, every: int) -> bool:
+        return self.step == self.args.total_timesteps or (every > 0 and self.step % every == 0)
+
+    def after_step(self) -> None:
+        """Save, evaluate and log, each when it is due."""
+        args, step, evaluation = self.args, self.step, {}
+        if self.signals or self.due(args.checkpoint_frequency):
+            self.save()
+        if self.due(args.eval_frequency):
+            video_dir = self.dir / f"video-{step}" if args.capture_video else None
+            actor, stopped = self.parts["actor"], lambda: self.signals and self.save()
+            trajectories = evaluate(actor, args, video_dir, stopped)  # save() leaves after a signal
+            returns = [sum(transition[2] for transition in episode) for episode in trajectories]
+            evaluation = {k: of(returns) for k, of in EVAL.items()} | self.judge(trajectories)
+            tqdm.write(f"step {step}: mean return {np.mean(returns):.1f} in evaluation", sys.stderr)
+        elif not self.due(args.log_frequency):
+            return
+        metrics = {name: value.mean().item() for name, value in self.metrics.items()} | evaluation
+        self.check_finite(**metrics)
+        seconds = time.perf_counter() - self.began
+        row = {"global_step": step, "seconds": round(seconds, 3), "sps": round(step / seconds, 1)}
+        row |= {"episodes": self.progress["episodes"]} | metrics
+        if ended := self.progress["ended"]:
+            row["episodic_return"], row["episodic_length"] = np.mean(ended, axis=0)
+        with explain(f"cannot write {self.csv}", OSError), open(self.csv, "a", newline="") as file:
+            csv.DictWriter(file, [*COLUMNS, *METRICS, *EVAL]).writerow(row)
+        for send in self.senders:
+            send(row, step)
+        self.progress["ended"], self.row = [], row
+
+    def save(self) -> None:
+        """Write model.pt (the networks) and checkpoint.pt (everything); after a signal, leave."""
+        networks = nn.ModuleDict({k: v for k, v in self.parts.items() if isinstance(v, nn.Module)})
+        self.check_finite(**{k: v for k, v in networks.named_parameters() if v.requires_grad})
+        self.progress |= {"step": self.step, "seconds": time.perf_counter() - self.began}
+        self.progress |= {"csv_size": self.csv.stat().st_size, "metrics": self.metrics}
+        self.progress["generators"] = [generator.get_rng_state() for generator in self.generators]
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        write_file(self.dir / "model.pt", networks.state_dict())
+        content = {"args": vars(self.args), "progress": self.progress, "parts": parts}
+        write_file(self.dir / "checkpoint.pt", content)
+        if self.signals:
+            raise SystemExit(f"stopped at step {self.step}: --resume {self.dir / 'checkpoint.pt'}")
+
+    def finish(self) -> dict[str, Any]:
+        """Print the line of results; return them and the actor."""
+        results = {name: value for name, value in self.row.items() if name.startswith("eval")}
+        results |= {"global_step": self.step, "seconds": self.row["seconds"], "run_dir": self.dir}
+        print("final", *(f"{name}={value}" for name, value in results.items()), flush=True)
+        return results | {"actor": self.parts["actor"]}
+
+
+if __name__ == "__main__":
+    args = tyro.cli(Args)
+    train(tyro.cli(Args, default=saved_args(args.resume)) if args.resume else args)
