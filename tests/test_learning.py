@@ -1,4 +1,4 @@
-"""Slow: each script solves Pendulum-v1 with no flag but its seed."""
+"""Slow: each script solves its default task with no flag but its seed."""
 
 import importlib
 
@@ -14,3 +14,11 @@ def test_pendulum_is_solved(script, seed, tmp_path):
     results = module.train(module.Args(seed=seed, runs_dir=str(tmp_path)))
     print(script, seed, results["eval_return_mean"], results["seconds"])
     assert results["eval_return_mean"] >= (-250 if script == "ppo_continuous" else -200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_goals_are_met(seed, tmp_path):
+    module = importlib.import_module("sac_her_continuous")
+    results = module.train(module.Args(seed=seed, eval_episodes=100, runs_dir=str(tmp_path)))
+    assert results["eval_success_rate"] >= 0.95
