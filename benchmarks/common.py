@@ -86,7 +86,7 @@ ALGORITHMS = {
             Term("noise_clip", "target_noise_clip", 0.5),
         ),
     ),
-    "sac_v1": Algorithm("sac_v1_value_net.py", "", (*REPLAY, RATE)),
+    "sac_v1": Algorithm("sac_v1_value_net.py", "", (*REPLAY, RATE, Term("alpha", "", 0.2))),
     "sac": Algorithm(
         "sac_continuous.py", "SAC", (*REPLAY, RATE._replace(ours="policy_lr q_lr alpha_lr"))
     ),
