@@ -781,6 +781,21 @@ def test_updates_happen(go):
 
 
 @off_policy
+@pytest.mark.parametrize("tau", [0.0, 1.0])
+def test_each_target_follows_its_own_network(tau, go, module):
+    """At tau 1 they are equal after an update, at tau 0 the targets are where they began."""
+    each = {"policy_frequency": 1} if hasattr(module.Args, "policy_frequency") else {}
+    start = checkpoint(go(total_timesteps=1))["parts"]
+    parts = checkpoint(go(tau=tau, **each))["parts"]
+    targets = [name for name in parts if name.endswith("_target")]
+    assert targets
+    for name in targets:
+        own = name.removesuffix("_target")
+        same(parts[name], parts[own] if tau else start[own])
+        assert not torch.equal(parts[own]["net.0.weight"], start[own]["net.0.weight"])
+
+
+@off_policy
 @pytest.mark.parametrize("rate, expected", [(0.5, 22), (0.25, 11), (2, 90), (3, 135), (0.3, 13)])
 def test_updates_per_step(rate, expected, go, module, monkeypatch):
     """floor(45 rate) in 45 learning steps, spread evenly, each on a batch of its own."""
