@@ -54,7 +54,7 @@ from her_utils import FlattenGoal, HindsightReplayBuffer, Strategy, success_rate
 @dataclasses.dataclass
 class Args:
     env_id: str = "PointReach-v0"
-    """gymnasium environment with goals and bounded continuous actions; the default is our own"""
+    """gymnasium environment with goals, such as gymnasium_robotics:FetchReach-v4, or our own"""
     total_timesteps: int = 10_000
     """environment steps; one step is one transition (FetchReach: 25_000)"""
     seed: int = 1
