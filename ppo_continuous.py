@@ -73,7 +73,7 @@ class Args:
     async_envs: bool = False
     """a process for each of them; pays where a step takes much longer than a millisecond"""
     num_steps: int = 2048
-    """steps in each environment per iteration [2017, table 3; slides]"""
+    """steps in each environment per iteration; at its end all that is due is done [2017; slides]"""
     num_minibatches: int = 32
     """minibatches per epoch, here of 64 steps [2017, table 3; slides]; must divide the batch"""
     update_epochs: int = 10

@@ -25,7 +25,7 @@ Algorithm ([2018], Algorithm 1; d = 1 where the episode terminated, which the pa
 
 Notation    s, s', a, r     obs, next_obs, action, reward    Q_i, Q_i'  q1, q1_target, q2, ...
             d, a'           terminated, next_action          mu, mu'    actor, actor_target (phi)
-            mu(s)           new_action                       rho, c     --policy-noise, --noise-clip
+            mu(s), sigma    new_action, std                  rho, c     --policy-noise, --noise-clip
 Shapes: B transitions in a batch, O = dim(S), A = dim(A). One number per transition is (B,).
 Siblings: ddpg_continuous.py is this without the tricks; sac_continuous.py has a stochastic policy.
 """
