@@ -349,13 +349,13 @@ def train(args: Args) -> dict[str, Any]:
             for rows in minibatches(size, args.num_minibatches, args.update_epochs):
                 s, a, adv, ret, old_v, old_mu, old_logp = (x.flatten(0, 1)[rows] for x in data)
                 mean, log_std = actor.net(s), actor.log_std
-                kl = gaussian_kl(old_mu, old_log_std, mean, log_std).mean()
+                kl = 0.0  # computed where something depends on it
+                if args.target_kl + beta > 0:
+                    kl = gaussian_kl(old_mu, old_log_std, mean, log_std).mean()
                 if 0 < args.target_kl < kl:
                     break  # tested before each step on its own minibatch; ends all epochs
                 ratio = (gaussian_log_prob(a, mean, log_std) - old_logp).exp()
-                gain = surrogate(args.surrogate, ratio, adv, args.clip_coef).mean()
-                if beta > 0:
-                    gain = gain - beta * kl
+                gain = surrogate(args.surrogate, ratio, adv, args.clip_coef).mean() - beta * kl
                 v_loss = value_loss(critic(s), ret, old_v, v_limit)
                 entropy = (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
                 loss = -gain + args.vf_coef * v_loss - args.ent_coef * entropy
