@@ -69,17 +69,17 @@ class Args:
     num_threads: int = 2
     """PyTorch's CPU threads; 1 when several runs share the machine"""
     hidden_dim: int = 256
-    """units in each of the two hidden layers of every network [code of 2018; 2016: 400, 300]"""
+    """units in each of the two hidden layers of every network [code after 2018; 2016: 400, 300]"""
     policy_lr: float = 3e-4
-    """Adam's step size for the actor [code of 2018; 2016: 1e-4]"""
+    """Adam's step size for the actor [code after 2018; 2016: 1e-4]"""
     q_lr: float = 1e-3
-    """Adam's step size for the critics [2016; code of 2018: 3e-4]"""
+    """Adam's step size for the critics [2016; code after 2018: 3e-4]"""
     gamma: float = 0.99
     """discount factor per step [2016]"""
     tau: float = 0.005
     """share of a network that moves into its target at each update [2018; 2016: 0.001]"""
     batch_size: int = 256
-    """transitions per gradient update [code of 2018; 2016: 64]"""
+    """transitions per gradient update [code after 2018; 2016: 64]"""
     buffer_size: int = 1_000_000
     """transitions kept for replay [2016]; never more than total_timesteps"""
     learning_starts: int = 1_000

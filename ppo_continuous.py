@@ -228,8 +228,8 @@ def gae(batch: Batch, value: Tensor, next_value: Tensor, gamma: float, lam: floa
     """A_t = delta_t + gamma lambda (1 - c_t) A_t+1 with delta_t = r + gamma (1 - d) V(s') - V(s).
 
     That weighs the n-step advantages by (1 - lambda) lambda^(n-1), the last of N by lambda^(N-1)
-    [2016, eq. 16]. A time limit ends the sum, and V of the last observation stands for the rest;
-    after termination there is no rest.  (T, N) -> (T, N)
+    [2016, eq. 16; 2017, eq. 11]. A time limit ends the sum, and V of the last observation stands
+    for the rest; after termination there is no rest.  (T, N) -> (T, N)
     """
     delta = batch.reward + gamma * (1 - batch.terminated) * next_value - value
     decay = gamma * lam * (1 - batch.ended)

@@ -11,7 +11,7 @@ are smoothed by noise on the action. Each can be switched off; without all three
     [2018] Fujimoto et al., Addressing Function Approximation Error..., ICML 2018, arXiv:1802.09477
     [2016] Lillicrap et al., Continuous Control with Deep RL (DDPG), ICLR 2016, arXiv:1509.02971
 
-Algorithm ([2018], Algorithm 1; d = 1 where the episode terminated, which the paper leaves out)
+Algorithm ([2018], Algorithm 1; d = 1 where the episode terminated, see its supplement D)
     initialise mu_phi, Q_1, Q_2; targets mu' <- mu, Q_i' <- Q_i; replay D <- {}
     for every environment step:
      1  a = clip(mu_phi(s) + N(0, sigma^2), -1, 1), uniform in warm-up; D <- D + {(s, a, r, s', d)}
@@ -70,17 +70,17 @@ class Args:
     num_threads: int = 2
     """PyTorch's CPU threads; 1 when several runs share the machine"""
     hidden_dim: int = 256
-    """units in each of the two hidden layers of every network [code of 2018; 2016: 400, 300]"""
+    """units in each of the two hidden layers of every network [code after 2018; 2016: 400, 300]"""
     policy_lr: float = 3e-4
-    """Adam's step size for the actor [code of 2018; 2016: 1e-4]"""
+    """Adam's step size for the actor [code after 2018; 2016: 1e-4]"""
     q_lr: float = 1e-3
-    """Adam's step size for the critics [2016; code of 2018: 3e-4]"""
+    """Adam's step size for the critics [2016; code after 2018: 3e-4]"""
     gamma: float = 0.99
     """discount factor per step [2016]"""
     tau: float = 0.005
     """share of a network that moves into its target at each update [2018; 2016: 0.001]"""
     batch_size: int = 256
-    """transitions per gradient update [code of 2018; 2016: 64]"""
+    """transitions per gradient update [code after 2018; 2016: 64]"""
     buffer_size: int = 1_000_000
     """transitions kept for replay [2016]; never more than total_timesteps"""
     learning_starts: int = 1_000
@@ -230,7 +230,7 @@ def linear_schedule(first: float, last: float, fraction: float) -> float:
 
 
 def smooth(action: Tensor, std: float, bound: float) -> Tensor:
-    """clip(mu'(s') + clip(N(0, std^2), -bound, bound), -1, 1)  [2018, sec. 5.3].  (B, A) -> (B, A)
+    """clip(mu'(s') + clip(N(0, std^2), -bound, bound), -1, 1)  [2018: 5.3, D].  (B, A) -> (B, A)
 
     Similar actions shall have similar values: a peak of Q' narrower than the noise is averaged out.
     """
