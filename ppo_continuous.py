@@ -403,7 +403,7 @@ def check_args(args: Args) -> None:
     for field in dataclasses.fields(args):
         name, value = "--" + field.name.replace("_", "-"), getattr(args, field.name)
         low = int(field.type is int and not re.search("seed|start|sampl|(log|eval|point)-f", name))
-        high = 1 if name in ("--gamma", "--tau", "--gae-lambda") else 10**12
+        high = 1 if re.search("gamma|tau|lambda|per-[ab]", name) else 10**12
         if field.type in (int, float) and not low <= value <= high:
             fail(f"{name} must be from {low} to {high}, not {value}")
         if value and not all(map(importlib.util.find_spec, EXTRAS.get(field.name, "").split())):

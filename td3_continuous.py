@@ -27,7 +27,7 @@ Notation    s, s', a, r     obs, next_obs, action, reward    Q_i, Q_i'  q1, q1_t
             d, a'           terminated, next_action          mu, mu'    actor, actor_target (phi)
             mu(s), sigma    new_action, std                  rho, c     --policy-noise, --noise-clip
 Shapes: B transitions in a batch, O = dim(S), A = dim(A). One number per transition is (B,).
-Siblings: ddpg_continuous.py is this without the tricks; sac_continuous.py has a stochastic policy.
+Siblings: ddpg_continuous.py is without the tricks, td3_per_continuous.py with prioritised replay.
 """
 
 import contextlib
@@ -403,7 +403,7 @@ def check_args(args: Args) -> None:
     for field in dataclasses.fields(args):
         name, value = "--" + field.name.replace("_", "-"), getattr(args, field.name)
         low = int(field.type is int and not re.search("seed|start|sampl|(log|eval|point)-f", name))
-        high = 1 if name in ("--gamma", "--tau", "--gae-lambda") else 10**12
+        high = 1 if re.search("gamma|tau|lambda|per-[ab]", name) else 10**12
         if field.type in (int, float) and not low <= value <= high:
             fail(f"{name} must be from {low} to {high}, not {value}")
         if value and not all(map(importlib.util.find_spec, EXTRAS.get(field.name, "").split())):

@@ -69,23 +69,18 @@ REPLAY = (
 # SB3 has one learning rate for all networks: each of ours is set to it.
 RATE = Term("policy_lr q_lr", "learning_rate", 3e-4)
 NOISE = Term("exploration_noise exploration_noise_final", "action_noise", 0.1)
+TRICKS = (
+    Term("policy_frequency", "policy_delay", 2),
+    Term("policy_noise", "target_policy_noise", 0.2),
+    Term("noise_clip", "target_noise_clip", 0.5),
+)
 ROLLOUT, MINIBATCHES = 2048, 32
 ALGORITHMS = {
     "ddpg": Algorithm(
         "ddpg_continuous.py", "DDPG", (*REPLAY, RATE, NOISE), {"qf_learning_rate": RATE.value}
     ),
-    "td3": Algorithm(
-        "td3_continuous.py",
-        "TD3",
-        (
-            *REPLAY,
-            RATE,
-            NOISE,
-            Term("policy_frequency", "policy_delay", 2),
-            Term("policy_noise", "target_policy_noise", 0.2),
-            Term("noise_clip", "target_noise_clip", 0.5),
-        ),
-    ),
+    "td3": Algorithm("td3_continuous.py", "TD3", (*REPLAY, RATE, NOISE, *TRICKS)),
+    "td3_per": Algorithm("td3_per_continuous.py", "", (*REPLAY, RATE, NOISE, *TRICKS)),
     "sac_v1": Algorithm("sac_v1_value_net.py", "", (*REPLAY, RATE, Term("alpha", "", 0.2))),
     "sac": Algorithm(
         "sac_continuous.py", "SAC", (*REPLAY, RATE._replace(ours="policy_lr q_lr alpha_lr"))

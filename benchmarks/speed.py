@@ -28,7 +28,7 @@ Rows = list[dict[str, Any]]
 Part = Literal["throughput", "memory", "startup", "solved", "floor", "profile"]
 PARTS: tuple[Part, ...] = ("throughput", "memory", "startup", "solved", "floor", "profile")
 LIBRARIES: tuple[common.Library, ...] = ("ours", "sb3", "sbx")
-Name = Literal["all", "ddpg", "td3", "sac_v1", "sac", "ppo"]
+Name = Literal["all", "ddpg", "td3", "td3_per", "sac_v1", "sac", "ppo"]
 
 
 @dataclasses.dataclass
@@ -228,7 +228,8 @@ class Products(NamedTuple):
 
 PRODUCTS = {
     "ddpg": Products(1, "actor q", "q actor", "q"),
-    "td3": Products(2, 2 * "actor q1 q2 ", 2 * "q1 q2 " + "actor", "q1"),
+    "td3": (TD3 := Products(2, 2 * "actor q1 q2 ", 2 * "q1 q2 " + "actor", "q1")),
+    "td3_per": TD3,
     "sac_v1": Products(1, "v", "q1 q2 actor v", "q1 q2"),
     "sac": Products(1, "actor q1 q2", "q1 q2 actor", "q1 q2"),
 }
@@ -253,12 +254,22 @@ def load(args: Args, algorithm: str, steps: int, folder: str = "runs") -> Script
     return Script(script, tyro.cli(script.Args, args=command[2:]), functions)
 
 
+def fill(replay: Any) -> None:
+    """Random transitions in every row, and random priorities where there are priorities."""
+    import torch
+
+    added, width = replay.table.shape
+    table, priority = torch.randn(added, width), torch.rand(added, dtype=torch.float64) + 0.1
+    replay.load_state_dict({"added": added, "table": table, "priority": priority})
+    replay.columns[1].clip(-1, 1, out=replay.columns[1])
+    replay.columns[4][:] = 0
+
+
 def own_updates(script: Script) -> tuple[Callable[[range], None], dict[str, Any]]:
     """The loop over updates in train() as it stands, on random data; and the variables it uses.
 
     What it takes is the numbers of the updates.
     """
-    import numpy as np
 
     def compiled(*nodes: ast.stmt) -> Any:
         return compile(ast.Module([*nodes], []), script.module.__file__, "exec")
@@ -266,15 +277,12 @@ def own_updates(script: Script) -> tuple[Callable[[range], None], dict[str, Any]
     names = vars(script.module) | {"args": script.args}
     train = script.functions["train"]
     exec(compiled(*train.body[:-1]), names)  # all but `with run, env:`
-    replay = names["replay"]
-    replay.table[:] = np.random.default_rng(1).standard_normal(replay.table.shape, np.float32)
-    replay.columns[1][:] = np.tanh(replay.columns[1])
-    replay.columns[4][:] = 0
-    replay.added = len(replay.table)
+    fill(names["replay"])
     loops = (node for node in ast.walk(train) if isinstance(node, ast.For))
     (loop,) = (node for node in loops if "updates_due" in ast.unparse(node.iter))
     loop.iter = ast.copy_location(ast.Name("numbers", ast.Load()), loop.iter)
     code = compiled(loop)
+    names["fraction"] = 0.5  # of the run, which a schedule in the loop may look at
     return lambda numbers: exec(code, names | {"numbers": numbers}), names
 
 

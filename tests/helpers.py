@@ -18,6 +18,7 @@ TESTS = Path(__file__).parent
 # The tests that take a script's name run for each of these. The bookkeeping of the off-policy ones
 # is the same to the letter, which test_family.py holds; PPO's is its own.
 OFF_POLICY = ["sac_continuous", "sac_v1_value_net", "td3_continuous", "ddpg_continuous"]
+OFF_POLICY += ["td3_per_continuous"]
 SCRIPTS = [*OFF_POLICY, "ppo_continuous"]
 # A run of a second. A flag given after these wins.
 QUICK = ["--num-threads=1", "--hidden-dim=16", "--total-timesteps=240", "--log-frequency=20"]

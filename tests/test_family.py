@@ -9,24 +9,25 @@ import re
 import pytest
 from helpers import OFF_POLICY, SCRIPTS, source
 
-SAC, V1, TD3, DDPG = OFF_POLICY
+SAC, V1, TD3, DDPG, PER = OFF_POLICY
 PPO, HER = "ppo_continuous", "sac_her_continuous"
 ALL = [*SCRIPTS, HER]
-REPLAY = {SAC, V1, TD3, DDPG, HER}  # the off-policy ones
+REPLAY = {SAC, V1, TD3, DDPG, PER, HER}  # the off-policy ones
 
 # Which scripts share which text of a definition, and why there is more than one.
 DIFFERENT = {
     "Actor": (
-        [{SAC, V1, HER}, {TD3, DDPG}, {PPO}],
+        [{SAC, V1, HER}, {TD3, DDPG, PER}, {PPO}],
         "squashed Gaussian; deterministic; plain Gaussian",
     ),
-    "actor_loss": ([{SAC, V1, HER}, {TD3, DDPG}], "with the entropy; without"),
+    "actor_loss": ([{SAC, V1, HER}, {TD3, DDPG, PER}], "with the entropy; without"),
+    "critic_loss": ([REPLAY - {PER}, {PER}], "a mean; a weighted one"),
     "value_loss": ([{V1}, {PPO}], "towards the soft value; towards returns, clipped if asked"),
     "mlp": ([REPLAY, {PPO}], "PPO's is of tanh, with orthogonal weights"),
     "Batch": ([REPLAY, {PPO}], "replayed transitions; rollouts of several steps"),
     "check_args": ([REPLAY, {PPO}], "PPO's batch is not taken from a buffer"),
     "open_env": (
-        [{SAC, V1, TD3, DDPG}, {HER}, {PPO}],
+        [REPLAY - {HER}, {HER}, {PPO}],
         "HER's flattens goals; PPO's leaves signals to the main process",
     ),
     "Run": (
@@ -61,6 +62,10 @@ SIBLINGS = {
         60,
         r"double_q|policy_frequency|policy_noise|noise_clip|smooth|q[12]|q_params|for update"
         r"|TD3|Critic",
+    ),
+    (TD3, PER): (
+        95,
+        r"per_alpha|per_beta|Prioritized|priorit|probability|weight|td_errors|PER",
     ),
     (V1, SAC): (
         110,

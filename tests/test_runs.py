@@ -194,7 +194,8 @@ def wrong_numbers():
         for field in dataclasses.fields(importlib.import_module(name).Args):
             values = {int: [-1, "1.5", "many"], float: [-0.1, "nan", "inf", "much"]}
             zero = [0] if field.name in ZERO_IS_WRONG else []
-            above_one = [1.001] if field.name in ("gamma", "tau", "gae_lambda") else []
+            shares = "gamma", "tau", "gae_lambda", "per_alpha", "per_beta"
+            above_one = [1.001] if field.name in shares else []
             for value in values.get(field.type, []) + zero + above_one:
                 if field.name not in seen:
                     yield name, "--" + field.name.replace("_", "-"), value
@@ -800,16 +801,16 @@ def test_each_target_follows_its_own_network(tau, go, module):
 def test_updates_per_step(rate, expected, go, module, monkeypatch):
     """floor(45 rate) in 45 learning steps, spread evenly, each on a batch of its own."""
     updates, batches, counted = [], [], []
-    original_sample, original_update = module.ReplayBuffer.sample, module.update_targets
+    original_gather, original_update = module.ReplayBuffer.gather, module.update_targets
 
-    def sample(*args):
-        batches.append(original_sample(*args))
+    def gather(*args):
+        batches.append(original_gather(*args))
         return batches[-1]
 
     def update_targets(*args):
         updates.append(original_update(*args))
 
-    monkeypatch.setattr(module.ReplayBuffer, "sample", sample)
+    monkeypatch.setattr(module.ReplayBuffer, "gather", gather)
     monkeypatch.setattr(module, "update_targets", update_targets)
     after_each_step(module, monkeypatch, lambda run: counted.append(len(updates)))
     each = {"policy_frequency": 1} if hasattr(module.Args, "policy_frequency") else {}
