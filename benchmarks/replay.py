@@ -4,8 +4,9 @@
 
 The two buffers of td3_per_continuous.py, full of transitions of HalfCheetah-v5's size, draw batches
 in turns: once as fast as they can, so that a processor's cache holds what they touch, and once with
-gradient updates of the script before each call, as in training. All sizes take turns too. Quartiles
-go to benchmarks/results/replay.csv, medians to a page and a picture beside it.
+gradient updates of the script before each call, as in training. All sizes take turns too, and so
+does Stable-Baselines3's uniform buffer. Quartiles go to benchmarks/results/replay.csv, medians to a
+page and a picture beside it.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import common
 import numpy as np
@@ -20,8 +22,11 @@ import speed
 import torch
 import tyro
 from matplotlib.figure import Figure  # pyplot would look for a display
+from stable_baselines3.common.buffers import ReplayBuffer
 
 UNIFORM, DRAW, BOTH = "uniform draw", "prioritised draw", "draw and new priorities"
+PEER = "uniform draw of SB3"
+KINDS = UNIFORM, PEER, DRAW, BOTH
 PLACES = {"alone": "One after the other", "training": "Updates in between"}
 
 
@@ -44,12 +49,22 @@ class Args:
 Once = Callable[[str], dict[str, float]]  # place -> {kind: microseconds}
 
 
+def full_peer(size: int, env: Any) -> ReplayBuffer:
+    """Stable-Baselines3's buffer with random transitions in every row."""
+    peer = ReplayBuffer(size, env.observation_space, env.action_space)
+    for array in (peer.observations, peer.actions, peer.rewards, peer.next_observations):
+        array[:] = np.random.default_rng(1).standard_normal(array.shape, np.float32)
+    peer.full = True
+    return peer
+
+
 def draws(args: Args, size: int) -> Once:
     """A draw of each kind from buffers of this size."""
     script = speed.load(speed.Args(threads=args.threads), "td3_per", steps=size)
     update, names = speed.own_updates(script)
     replay, dice = names["replay"], np.random.default_rng(1)
     uniform = partial(script.module.ReplayBuffer.sample, replay)
+    peer = full_peer(size, names["env"])
 
     def clocked(place: str, call: Callable, *of: object) -> tuple[float, tuple]:
         """Microseconds that a call takes, and what it returns."""
@@ -61,6 +76,7 @@ def draws(args: Args, size: int) -> Once:
 
     def once(place: str) -> dict[str, float]:
         times = {UNIFORM: clocked(place, uniform, args.batch_size)[0]}
+        times[PEER], _ = clocked(place, peer.sample, args.batch_size)
         times[DRAW], (_, rows, _) = clocked(place, replay.sample, args.batch_size)
         priority = dice.random(args.batch_size) + 0.1
         us, _ = clocked(place, replay.update_priorities, rows, priority)
@@ -87,7 +103,7 @@ def measure(args: Args) -> speed.Rows:
 
 def medians(rows: speed.Rows, place: str) -> dict[str, dict[int, float]]:
     """{kind: {size: microseconds}}"""
-    found: dict[str, dict[int, float]] = {kind: {} for kind in (UNIFORM, DRAW, BOTH)}
+    found: dict[str, dict[int, float]] = {kind: {} for kind in KINDS}
     for row in rows:
         if row["place"] == place:
             found[row["kind"]][row["size"]] = row["median"]
@@ -98,9 +114,9 @@ def page(rows: speed.Rows, place: str) -> str:
     found = medians(rows, place)
     lines = []
     for size, base in found[UNIFORM].items():
-        times = [found[kind][size] for kind in (UNIFORM, DRAW, BOTH)]
+        times = [found[kind][size] for kind in KINDS]
         lines.append([f"{size:,}", *(f"{us:.0f}" for us in times), f"{times[-1] / base:.1f}"])
-    return common.table(["transitions", UNIFORM, DRAW, BOTH, "the last / the first"], lines)
+    return common.table(["transitions", *KINDS, "the last / the first"], lines)
 
 
 def picture(rows: speed.Rows, path: Path) -> None:

@@ -14,7 +14,6 @@ import learning
 import numpy as np
 import peer
 import pytest
-import replay
 import speed
 import torch
 import tyro
@@ -282,7 +281,14 @@ def test_pendulum_takes_the_last_line(tmp_path, monkeypatch):
     assert len(common.read_csv(tmp_path / "a.csv")) == 3
 
 
-def test_draws_are_timed_in_turns_and_alike(tmp_path):
+@pytest.fixture(scope="module")
+def replay():
+    """The benchmark, which takes Stable-Baselines3 along."""
+    pytest.importorskip(common.MODULES["sb3"])
+    return importlib.import_module("replay")
+
+
+def test_draws_are_timed_in_turns_and_alike(tmp_path, replay):
     """Every kind, size and place; new priorities come on top of the draw."""
     args = replay.Args(sizes=(300, 700), batch_size=8, rounds=2, out=tmp_path / "r.csv")
     replay.main(args)
@@ -291,27 +297,31 @@ def test_draws_are_timed_in_turns_and_alike(tmp_path):
         assert float(row["quarter"]) <= float(row["median"]) <= float(row["three_quarters"])
         found.setdefault((row["place"], int(row["size"])), {})[row["kind"]] = float(row["median"])
     assert set(found) == {(place, size) for place in replay.PLACES for size in args.sizes}
-    assert all(of[replay.BOTH] > of[replay.DRAW] > 0 < of[replay.UNIFORM] for of in found.values())
+    assert all(of.keys() == set(replay.KINDS) and min(of.values()) > 0 for of in found.values())
+    assert all(of[replay.BOTH] > of[replay.DRAW] for of in found.values())
     assert args.out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     text = args.out.with_suffix(".md").read_text(encoding="utf-8")
     assert text.count("| 300 | ") == text.count("| 700 | ") == 2
 
 
-def test_the_price_is_a_ratio_of_medians():
-    times = {replay.UNIFORM: 2, replay.DRAW: 5, replay.BOTH: 8}
+def test_the_price_is_a_ratio_of_medians(replay):
+    times = {replay.UNIFORM: 2, replay.PEER: 3, replay.DRAW: 5, replay.BOTH: 8}
     found = [
         {"place": "alone", "size": 1000, "kind": kind, "median": us} for kind, us in times.items()
     ]
-    assert cells(replay.page(found, "alone"))[2] == ["1,000", "2", "5", "8", "4.0"]
+    assert cells(replay.page(found, "alone"))[2] == ["1,000", "2", "3", "5", "8", "4.0"]
 
 
-def test_the_buffer_that_is_timed_is_full_and_has_priorities():
-    """Of many sizes, lest every draw take the same way through the tree."""
+def test_the_buffers_that_are_timed_are_full(replay):
+    """Of priorities of many sizes, lest every draw take the same way through the tree."""
     _, names = speed.own_updates(speed.load(TINY, "td3_per", steps=300))
     buffer = names["replay"]
     leaves = buffer.sum[buffer.leaf :]
     assert len(buffer) == 300 and np.count_nonzero(leaves) == len(set(leaves)) - 1 == 300
     assert buffer.columns[1].min() >= -1 and buffer.columns[4].max() == 0
+    peer = replay.full_peer(300, names["env"])
+    assert peer.size() == 300 and peer.sample(9).observations.shape == (9, 3)
+    assert np.count_nonzero(peer.next_observations) == 900
 
 
 @pytest.mark.slow
