@@ -6,7 +6,7 @@ every episode reaches something: pretend that this had been the goal, work out w
 have been, and learn from that too. It needs an off-policy algorithm whose networks see the goal.
     [2017] Andrychowicz et al., Hindsight Experience Replay, NeurIPS 2017, arXiv:1707.01495
 
-sac_her_continuous.py is SAC with it. In any off-policy script of the family it takes three changes:
+sac_her_continuous.py is SAC with it. A script with uniform replay needs three changes:
     open_env    env = FlattenGoal(gym.make(env_id, **kwargs))
     train       replay = HindsightReplayBuffer(ReplayBuffer(...), env)
     the loop    replay.end_episode(), where an episode has ended

@@ -6,21 +6,23 @@
 """Twin Delayed DDPG (TD3) with prioritised experience replay (PER).
 
 Uniform replay repeats what the critics know as often as what surprises them. Here transitions are
-drawn in proportion to a power of their last TD error, and weights in the loss take the bias of that
-back, at the end fully. It made DQN better on Atari [2016b]. Actor-critics for continuous control
-were found to lose by it, their actor learning little where critics err most [2023]; in our own few
-runs TD3 gained (README). Try it, but do not count on it.
+drawn in proportion to a power of their last TD error, and weights in the critics' loss correct for
+that, almost wholly at the end. It made DQN better on Atari [2016b]; actor-critics have often lost
+by it [2023]; in our few runs TD3 learnt faster on one task of two (README).
     [2016b] Schaul et al., Prioritized Experience Replay, ICLR 2016, arXiv:1511.05952
     [2018, 2016] Fujimoto et al. (TD3), arXiv:1802.09477; Lillicrap et al. (DDPG), arXiv:1509.02971
     [2023] Saglam et al., Actor Prioritized Experience Replay, JAIR 78, arXiv:2209.00532
 
-Algorithm ([2016b], Algorithm 1): td3_continuous.py's, where
-     1  a new transition gets the largest p in D; i is drawn with P(i) = p_i / sum_j p_j
-        and weighs w_i = (N P(i))^-beta, divided by the largest w of its batch
-     3  Q_k <- descend mean 1/2 w_i (Q_k(s, a) - y)^2; p_i <- (max_k |Q_k(s, a) - y| + eps)^alpha
+Algorithm ([2016b], Algorithm 1, whose p^alpha is p here): td3_continuous.py's five steps, where
+     1  a new transition gets the largest p in D (the first: 1); P(i) = p_i / sum_j p_j is the
+        chance of i, and w_i = (N P(i))^-beta its weight, divided by the largest of the batch
+     3  Q_k <- descend mean 1/2 w_i (Q_k(s, a) - y)^2, and by the errors before that step
+        p_i <- (max_k |Q_k(s, a) - y| + epsilon)^alpha
+     4  the actor learns from the same batch, unweighted
 
 Notation    s, a, r, s', d  Batch's obs, action, ...    p, P, w      priority, probability, weight
-            Q_k             q1, q2                      alpha, beta  --per-alpha, --per-beta
+            Q_k, y          q1 and q2, y                alpha, beta  --per-alpha, --per-beta
+            i, N, D         rows, len(replay), replay   epsilon      that of priority()
 Shapes: B transitions in a batch, O = dim(S), A = dim(A). One number per transition is (B,).
 Siblings: td3_continuous.py is this with uniform replay, and says what there is to say of TD3.
 """
@@ -214,11 +216,12 @@ class ReplayBuffer:
 
 
 class PrioritizedReplayBuffer(ReplayBuffer):
-    """Transitions drawn in proportion to their priorities  [2016b, sec. 3.3].
+    """Transitions drawn in proportion to their priorities  [2016b, sec. 3.3 and B.2.1].
 
-    The priorities are the leaves of a binary tree: node 1 is its root, nodes 2 i and 2 i + 1 are
-    the children of node i, and `sum` and `max` hold what is true of all the leaves below a node. So
-    leaves are found and changed in log2(capacity) steps, each one for the whole batch.
+    A binary tree in an array: node 1 is the root, 2 i and 2 i + 1 are the children of node i. The
+    leaves are as many as the next power of two: the rows' priorities, then zeros. `sum` and `max`
+    hold what is true of all the leaves below a node. So rows are found and changed in `depth` =
+    log2(leaves) steps, each one for the whole batch; the reading guide has an example.
     """
 
     def __init__(self, capacity: int, *args: Any):
@@ -228,16 +231,19 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self.sum, self.max = np.zeros((2, 2 * self.leaf))
 
     def add(self, *transition: Any) -> None:
-        """Store it with the largest priority there is: what is new shall be seen once."""
+        """Store it with the largest priority there is, so that it is likely to be drawn soon."""
         self.update_priorities(self.added % len(self.table), self.max[1] or 1.0)
         super().add(*transition)
 
     def update_priorities(self, rows: Any, priority: Any) -> None:
-        """Give these rows new priorities, all above 0.  (B,), (B,) or two numbers"""
+        """Give these rows new priorities, all above 0.  (B,), (B,) or two numbers
+
+        Of a row that was drawn twice, and so has two errors, one of them stays.
+        """
         node = rows + self.leaf
         self.sum[node] = self.max[node] = priority
         for _ in range(self.depth):
-            sibling, parent = node ^ 1, node >> 1
+            sibling, parent = node ^ 1, node >> 1  # of nodes 2 i and 2 i + 1: the other one, i
             self.sum[parent] = self.sum[node] + self.sum[sibling]
             self.max[parent] = np.maximum(self.max[node], self.max[sibling])
             node = parent
@@ -245,18 +251,19 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def sample(self, batch_size: int) -> tuple[Batch, np.ndarray, Tensor]:
         """Transitions, their rows, and the probability P(i) of each one, (B,).
 
-        Each has a share of the total to itself, from which it is drawn uniformly [2016b, B.2.1].
+        The total is cut into B equal parts and a point drawn uniformly in each [2016b, B.2.1]; the
+        row that it falls on is found from the root down. On average, row i comes B P(i) times.
         """
-        share = torch.rand(batch_size, dtype=torch.float64).numpy() + np.arange(batch_size)
-        target = share / batch_size * self.sum[1]
+        point = torch.rand(batch_size, dtype=torch.float64).numpy() + np.arange(batch_size)
+        point *= self.sum[1] / batch_size
         node = np.ones(batch_size, np.int64)
         for _ in range(self.depth):
-            node = 2 * node
+            node = 2 * node  # the left child,
             left = self.sum[node]
-            right = target >= left
-            target -= left * right
+            right = point >= left  # or, beyond all that is below it, the right one
+            point -= left * right
             node += right
-        rows = np.minimum(node - self.leaf, len(self) - 1)  # rounding may lead beyond the last
+        rows = np.minimum(node - self.leaf, len(self) - 1)  # a point may be rounded up to the total
         probability = torch.from_numpy(np.float32(self.sum[rows + self.leaf] / self.sum[1]))
         return self.gather(torch.from_numpy(rows)), rows, probability.to(self.device)
 
@@ -300,25 +307,26 @@ def bellman_target(reward: Tensor, terminated: Tensor, next_value: Tensor, gamma
 
 
 def critic_loss(q: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """J_Q(theta) = mean 1/2 w (Q_theta(s, a) - y)^2; y is a constant  [2016b, Algorithm 1]"""
+    """J_Q(theta) = mean 1/2 w (Q_theta(s, a) - y)^2; y, w constant  [2016b, Alg. 1].  (B,) -> ()"""
     return 0.5 * (weight * F.mse_loss(q, target, reduction="none")).mean()
 
 
 def importance_weight(probability: Tensor, size: int, beta: float) -> Tensor:
     """w_i = (N P(i))^-beta / max_j w_j, j in the batch  [2016b, sec. 3.4].  (B,) -> (B,)
 
-    beta = 1 weighs as if all N were as likely. The division, in which N cancels, keeps a step from
-    growing.
+    beta = 1 weighs as if all N were equally likely, but for the division, in which N cancels: it
+    keeps weights at 1 or below, and ties a batch's scale to its least likely transition.
     """
     weight = (size * probability) ** -beta
     return weight / weight.max()
 
 
 def priority(td_errors: list[Tensor], alpha: float, epsilon: float = 0.01) -> np.ndarray:
-    """p_i = (max_k |delta_k| + epsilon)^alpha  [2016b, sec. 3.3].  a (B,) for each critic -> (B,)
+    """p_i = (max_k |delta_k| + epsilon)^alpha  [2016b, sec. 3.3: p_i^alpha].  a (B,) each -> (B,)
 
-    Of delta = Q - y as it is, unweighted. The larger one of the critics', since either may have
-    something to learn there; and epsilon, so that what is known comes up again.
+    delta = Q - y as it is, neither weighted nor, as in the paper, clipped to [-1, 1]. The larger
+    one of the critics', since either may have something to learn there. epsilon lets what is known
+    come up again; the paper gives no value, and this is its first author's (chainerrl issue 278).
     """
     largest = torch.stack(td_errors).detach().abs().amax(0)
     return (largest.cpu().double().numpy() + epsilon) ** alpha
@@ -434,7 +442,8 @@ def train(args: Args) -> dict[str, Any]:
                         next_q = torch.minimum(next_q, q2_target(batch.next_obs, next_action))
                     y = bellman_target(batch.reward, batch.terminated, next_q, args.gamma)
                 q1_value = q1(batch.obs, batch.action)
-                q_loss, td_errors = critic_loss(q1_value, y, weight), [q1_value - y]
+                q_loss = critic_loss(q1_value, y, weight)
+                td_errors = [q1_value - y]
                 if args.double_q:
                     q2_value = q2(batch.obs, batch.action)
                     q_loss = q_loss + critic_loss(q2_value, y, weight)

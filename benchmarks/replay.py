@@ -43,7 +43,7 @@ class Args:
     out: Path = common.RESULTS / "replay.csv"
     """CSV file; the Markdown page and the picture go beside it"""
     quick: bool = False
-    """tiny numbers, to see that everything works"""
+    """tiny numbers, to see that everything works; give --out too"""
 
 
 Once = Callable[[str], dict[str, float]]  # place -> {kind: microseconds}

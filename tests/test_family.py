@@ -64,7 +64,7 @@ SIBLINGS = {
         r"|TD3|Critic",
     ),
     (TD3, PER): (
-        95,
+        100,
         r"per_alpha|per_beta|Prioritized|priorit|probability|weight|td_errors|PER",
     ),
     (V1, SAC): (

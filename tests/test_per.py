@@ -1,4 +1,4 @@
-"""Prioritized replay: the tree, what is drawn from it and how it weighs, and TD3 with it."""
+"""Prioritised replay: the tree, what is drawn from it and how it weighs, and TD3 with it."""
 
 import math
 import signal

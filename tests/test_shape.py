@@ -62,10 +62,10 @@ def test_size(script):
     print(script, size)
     on_policy = {"4. Replay buffer": "4. Rollout storage"} if script == "ppo_continuous" else {}
     assert size["rooms"] == [on_policy.get(room, room) for room in ROOMS]
-    more = 80 if script == "td3_per_continuous" else 0  # TD3's 380, and a second buffer
+    more = 90 if script == "td3_per_continuous" else 0  # TD3's 380, and a second buffer
     assert size["read"] <= 380 + more, "a reader reaches the bookkeeping after at most 380 lines"
     assert size["docstring"] <= 40
-    assert size["algorithm"] <= 190 + more // 4, "code lines of rooms 3 to 6"
+    assert size["algorithm"] <= 190 + more // 5, "code lines of rooms 3 to 6"
     assert size["loop"] <= 50
     assert size["bookkeeping"] <= 200
     assert size["calls"] <= 8, "the loop's uses of the bookkeeping"
