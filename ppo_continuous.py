@@ -518,8 +518,8 @@ class Run(contextlib.ExitStack):
             self.dir.mkdir(parents=True, exist_ok=bool(self.args.resume))
             (self.dir / "args.json").write_text(json.dumps(about, indent=2))
             with open(self.csv, "a", newline="") as file:
-                file.truncate(min(file.tell(), self.progress["csv_size"]))  # later rows come again
-                if file.seek(0, os.SEEK_END) == 0:
+                # Rows after the checkpoint are cut off: they come again.
+                if file.truncate(min(file.tell(), self.progress["csv_size"])) == 0:
                     csv.writer(file).writerow([*COLUMNS, *METRICS, *EVAL])
         if self.args.track:
             import wandb

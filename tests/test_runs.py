@@ -821,6 +821,37 @@ def test_updates_per_step(rate, expected, go, module, monkeypatch):
         assert not torch.equal(first.action, second.action)
 
 
+@pytest.fixture
+def precision():
+    """What PyTorch was asked for, put back."""
+    yield torch.backends.mkldnn.matmul
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+ZEN = {"avx512_bf16": True, "amx_bf16": False}
+
+
+@one
+@pytest.mark.parametrize(
+    "has, threads, asked",
+    [(ZEN, 1, "bf16"), (ZEN, 2, "none"), (ZEN | {"amx_bf16": True}, 1, "none"), ({}, 1, "none")],
+)
+def test_who_multiplies(has, threads, asked, module, monkeypatch, precision):
+    """oneDNN for a single thread, and only where that is float32."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    module.check_args(module.Args(num_threads=threads))
+    assert precision.fp32_precision == asked
+
+
+@one
+@pytest.mark.parametrize("threads", [1, 2])
+def test_products_are_exact_to_float32(threads, module, precision):
+    """On this machine. In bfloat16 the error would be a thousand times as large."""
+    module.check_args(module.Args(num_threads=threads))
+    a, b = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(1))
+    assert (a @ b - a.double() @ b.double()).abs().max() < 2e-4
+
+
 @one
 def test_num_threads(go):
     before = torch.get_num_threads()
