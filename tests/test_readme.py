@@ -36,8 +36,9 @@ def test_every_flag_is_in_the_readme_and_no_other():
     known = set().union(*FLAGS.values())
     mentioned = set(re.findall(r"(?<![\w-])--[a-z][\w-]*\w", README))
     positive = {re.sub("^--no-", "--", flag) for flag in mentioned}
-    others = {"--help", "--rounds", "--algorithm", "--parts"}  # of the tools and benchmarks
-    others |= {"--metric"} | {"--" + field.name for field in dataclasses.fields(enjoy.Args)}
+    # Of the tools and benchmarks.
+    others = {"--help", "--rounds", "--algorithm", "--parts", "--threads", "--metric"}
+    others |= {"--" + field.name for field in dataclasses.fields(enjoy.Args)}
     assert known <= mentioned, known - mentioned
     assert positive - others <= known, positive - others - known
 
