@@ -67,8 +67,8 @@ class Args:
     """seed of PyTorch and of the training environment"""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
     """networks this small gain nothing from a GPU"""
-    num_threads: int = 2
-    """PyTorch's CPU threads; 1 when several runs share the machine"""
+    num_threads: int = 1
+    """PyTorch's CPU threads; 2 may be faster where no other run needs them"""
     hidden_dim: int = 256
     """units in each of the two hidden layers of every network [2019, App. D]"""
     policy_lr: float = 3e-4

@@ -41,7 +41,7 @@ class Args:
     """who takes part"""
     rounds: int = 6
     """runs of each contestant, for throughput, memory and startup"""
-    threads: int = 2
+    threads: int = 1
     """CPU threads for all but startup and solved; with 1, those parts run on one core"""
     env_id: str = "HalfCheetah-v5"
     """environment of all but startup and solved"""
@@ -64,7 +64,7 @@ class Args:
 
 
 QUICK = {"rounds": 1, "learning_starts": 100, "settle_steps": 100, "measured_steps": 100}
-QUICK |= {"threads": 1, "solve_seeds": 1, "solve_steps": 250, "floor_rounds": 2}
+QUICK |= {"solve_seeds": 1, "solve_steps": 250, "floor_rounds": 2}
 
 
 # === Racing =======================================================================================

@@ -91,6 +91,20 @@ def test_numbers_are_those_of_the_last_evaluation(trained, run, capsys):
     assert len(returns) == 2 and returns[0] != returns[1]
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_numbers_of_networks_as_large_as_the_default(threads, tmp_path):
+    """A process of its own multiplies by the library that the run had."""
+    flags = "--hidden-dim=256", "--total-timesteps=60", f"--num-threads={threads}"
+    flags += "--eval-episodes=2", f"--runs-dir={tmp_path}"
+    before = torch.get_num_threads()
+    try:
+        results = helpers.train(helpers.SCRIPTS[0], *helpers.QUICK[helpers.SCRIPTS[0]], *flags)
+    finally:
+        torch.set_num_threads(before)
+    done = helpers.run("tools/enjoy", results["run_dir"], "--numbers")
+    assert f"eval_return_mean={results['eval_return_mean']} " in done.stdout.splitlines()[-1]
+
+
 def test_seed_and_episodes(trained, run, capsys):
     """Episode i starts from seed + i; a note tells of other versions than those of the run."""
     returns = play(run, numbers=True)

@@ -111,7 +111,7 @@ def load_script(path: Path | None, run: Path) -> ModuleType:
         spec = importlib.util.spec_from_file_location("enjoyed", path)
         sys.modules["enjoyed"] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        _ = module.Actor, module.make_env, module.EVAL_SEED
+        _ = module.Actor, module.make_env, module.check_args, module.EVAL_SEED
     return module
 
 
@@ -210,7 +210,9 @@ def main(args: Args) -> list[float]:
         settings = json.loads((run / "args.json").read_text(encoding="utf-8"))
         env_id, hidden_dim = settings["env_id"], settings["hidden_dim"]
         episodes = args.episodes or (1 if args.out else int(settings["eval_episodes"]))
+        threads = int(settings["num_threads"])
     script = load_script(args.script, run)
+    script.check_args(script.Args(num_threads=threads))  # so that it multiplies as the run did
     print(f"{run}: {env_id}, {Path(script.__file__).name}", flush=True)
     for module in (torch, gym, np):
         if (version := settings.get(module.__name__)) not in (None, module.__version__):
