@@ -1,19 +1,31 @@
-"""Slow: each script solves its default task with no flag but its seed."""
+"""Slow: each script solves its default task with no flag but its seed, and how often it looks."""
 
 import importlib
+import statistics
 
 import pytest
-from helpers import SCRIPTS
+from helpers import SCRIPTS, metrics
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_pendulum_is_solved(script, seed, tmp_path):
+    """By the median of the last six evaluations, since all of them fall back now and then.
+
+    Which seed does so at its last step changes with the processor. Stable-Baselines3's TD3 falls
+    back as often. benchmarks/learning.py shows the last evaluations themselves.
+    """
     module = importlib.import_module(script)
-    results = module.train(module.Args(seed=seed, runs_dir=str(tmp_path)))
-    print(script, seed, results["eval_return_mean"], results["seconds"])
-    assert results["eval_return_mean"] >= (-250 if script == "ppo_continuous" else -200)
+    settings = module.Args(seed=seed, runs_dir=str(tmp_path))
+    settings.eval_frequency = settings.total_timesteps // 20
+    results = module.train(settings)
+    rows = metrics(results["run_dir"])
+    returns = [float(mean) for row in rows if (mean := row["eval_return_mean"])]
+    print(script, seed, returns, results["seconds"])
+    assert len(returns) >= 20
+    goal = -250 if script == "ppo_continuous" else -200
+    assert statistics.median(returns[-6:]) >= goal > returns[0]
 
 
 @pytest.mark.slow
