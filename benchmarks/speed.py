@@ -57,6 +57,8 @@ class Args:
     """steps after which a peer has failed to solve it; 0 = those of common.ALGORITHMS"""
     floor_rounds: int = 60
     """rounds of 20 updates each"""
+    also: tuple[Path, ...] = ()
+    """CSV files of earlier invocations on equal terms, whose rounds count too"""
     results_dir: Path = common.RESULTS
     """where the results go"""
     quick: bool = False
@@ -85,6 +87,18 @@ def race(contestants: dict[Contestant, Once], rounds: int) -> Rows:
                 about = {"algorithm": who.algorithm, "metric": metric, "contestant": who.name}
                 rows.append(about | {"round": number, "value": value})
     return rows
+
+
+def earlier(paths: tuple[Path, ...]) -> Rows:
+    """What earlier invocations measured, but for profiles; each round has a number of its own."""
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise SystemExit(f"error: there is no {', '.join(missing)}")
+    return [
+        row | {"round": 1000 * number + int(row["round"]), "value": float(row["value"])}
+        for number, path in enumerate(paths, 1)
+        for row in common.read_csv(path)
+        if row["contestant"] != "line"
+    ]
 
 
 def short(value: float) -> str:
@@ -514,7 +528,7 @@ def main(args: Args) -> None:
     )
     field = chosen(args)
     report = common.Report(f"Speed of {', '.join(field)} and their peers", note)
-    rows: Rows = []
+    rows = earlier(args.also)
     try:
         measure(args, field, rows)
     finally:

@@ -229,6 +229,27 @@ def test_no_result_is_overwritten(tmp_path):
     assert speed.free_stem(tmp_path, "speed").name == "speed_2"
 
 
+def test_earlier_rounds_count_too(tmp_path, monkeypatch):
+    """Ratios stay within the rounds of one invocation; a profile is of its own invocation."""
+    monkeypatch.setattr(common, "contestants", lambda algorithm, libraries: ["ours", "sb3"])
+    for name, ours, sb3 in (("one", [100, 300], [50, 100]), ("two", [900], [100])):
+        found = [row | {"metric": "steps per second"} for row in rows(ours=ours, sb3=sb3)]
+        found.append(found[0] | {"metric": "some code", "contestant": "line"})
+        common.write_csv(tmp_path / f"{name}.csv", found)
+    also = tmp_path / "one.csv", tmp_path / "two.csv"
+    speed.main(speed.Args(parts=("throughput",), rounds=0, also=also, results_dir=tmp_path / "new"))
+    (page,) = (tmp_path / "new").glob("*.md")
+    text = page.read_text()
+    table = cells("\n".join(line for line in text.splitlines() if line.startswith("| ")))
+    assert table[2:] == [
+        ["Marginalia", "300", "100 to 900", "3", ""],
+        ["Stable-Baselines3", "100", "50 to 100", "3", "3 (2 to 9)"],
+    ]
+    assert "some code" not in text
+    with pytest.raises(SystemExit, match="there is no .*three.csv"):
+        speed.earlier((tmp_path / "three.csv",))
+
+
 def test_curves_are_means_over_seeds():
     """One line per step, an empty cell where a library has no evaluation."""
     curve = {("ours", 1, 10): 1.0, ("ours", 2, 10): 4.0, ("sb3", 1, 10): 7.0, ("sb3", 1, 20): 8.0}
