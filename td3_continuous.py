@@ -61,7 +61,7 @@ from tqdm import tqdm, trange
 class Args:
     env_id: str = "Pendulum-v1"
     """gymnasium environment with vector observations and bounded continuous actions"""
-    total_timesteps: int = 10_000
+    total_timesteps: int = 15_000
     """environment steps; one step is one transition (MuJoCo: 1_000_000)"""
     seed: int = 1
     """seed of PyTorch and of the training environment"""

@@ -41,6 +41,9 @@ OWN = {"Args", "METRICS", "train"}
 # Shared flags with another default, and why.
 DEFAULTS = {
     ("total_timesteps", PPO): "on-policy steps are learnt from once, and are cheap",
+    ("total_timesteps", DDPG): "a minute, as of SAC, whose updates take longer",
+    ("total_timesteps", TD3): "as DDPG; its actor learns at half the rate",
+    ("total_timesteps", PER): "as TD3",
     ("env_id", HER): "a task that has goals",
     ("alpha", V1): "it stays, and 0.2 is too much once Pendulum is solved",
     ("hidden_dim", PPO): "the paper's",
