@@ -13,8 +13,8 @@ from helpers import SCRIPTS, metrics
 def test_pendulum_is_solved(script, seed, tmp_path):
     """By the median of the last six evaluations, since all of them fall back now and then.
 
-    Which seed does so at its last step changes with the processor. Stable-Baselines3's TD3 falls
-    back as often. benchmarks/learning.py shows the last evaluations themselves.
+    Which seed does so at its last step changes with the processor. So do the peers, see the README;
+    benchmarks/learning.py shows the last evaluations themselves.
     """
     module = importlib.import_module(script)
     settings = module.Args(seed=seed, runs_dir=str(tmp_path))
