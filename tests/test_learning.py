@@ -11,9 +11,9 @@ from helpers import SCRIPTS, metrics
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_pendulum_is_solved(script, seed, tmp_path):
-    """By the median of the last six evaluations, since all of them fall back now and then.
+    """By the median of the last six evaluations, since a solved policy falls back now and then.
 
-    Which seed does so at its last step changes with the processor. So do the peers, see the README;
+    The peers' do so too (README), and which seed does at its last step changes with the processor.
     benchmarks/learning.py shows the last evaluations themselves.
     """
     module = importlib.import_module(script)
