@@ -1,13 +1,13 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch==2.13.0", "gymnasium>=1,<2", "numpy>=2", "tyro>=0.9", "tqdm", "wandb"]
+# dependencies = ["torch==2.13.0", "gymnasium>=1.1,<2", "numpy>=2", "tyro>=0.9", "tqdm", "wandb"]
 # ///
 # MIT licence. Part of Marginalia: algorithms to be read beside the lecture notes.
 """Deep Deterministic Policy Gradient (DDPG) for continuous actions.
 
-DDPG is Q-learning where actions cannot be tried one by one to find the best: an actor mu, which is
-deterministic, learns to answer with the action that the critic Q rates highest, by climbing Q's
-slope in the action. Q learns from replayed transitions, towards targets from slow copies of both.
+DDPG is Q-learning where actions cannot be tried one by one to find the best: a deterministic actor
+mu learns to answer with the action that the critic Q rates highest, by climbing the slope of Q in
+the action. Q learns from replayed transitions, towards targets from slow copies of both.
     [2016] Lillicrap et al., Continuous Control with Deep RL, ICLR 2016, arXiv:1509.02971
     [2018] Fujimoto et al., Addressing Function Approximation Error... (TD3), ICML 2018
 
@@ -29,103 +29,107 @@ Siblings: td3_continuous.py adds three remedies against overestimation; sac_cont
 stochastic policy, whose entropy is rewarded.
 """
 
-import contextlib
 import copy
-import csv
 import dataclasses
-import importlib.util
-import json
 import math
-import os
-import platform
-import re
 import signal
-import sys
-import time
-import zipfile
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple
+
+if __name__ == "__main__" and "__file__" in globals():  # a script, not a notebook
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the libraries load: no traceback
 
 import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
 from tqdm import tqdm, trange
 
-
 # === 2. Arguments =================================================================================
+# A number's type says what it may be: its smallest and its largest value. Room 7 checks that.
+Count = Annotated[int, (1, 10**12)]
+CountOrZero = Annotated[int, (0, 10**12)]
+Amount = Annotated[float, (0, 10**12)]
+Share = Annotated[float, (0, 1)]
+
+
 @dataclasses.dataclass
 class Args:
     env_id: str = "Pendulum-v1"
-    """gymnasium environment with vector observations and bounded continuous actions"""
-    total_timesteps: int = 15_000
+    """gymnasium environment with bounded continuous actions, of your own: my_module:Name-v0"""
+    env_kwargs: str = "{}"
+    """options of its constructor as JSON, such as '{"gravity": 5.0}'"""
+    max_episode_steps: CountOrZero = 0
+    """time limit of an episode; 0 = the environment's own"""
+    total_timesteps: Count = 15_000
     """environment steps; one step is one transition (MuJoCo: 1_000_000)"""
-    seed: int = 1
-    """seed of PyTorch and of the training environment"""
+    seed: Annotated[int, (0, 2**32 - 1)] = 1
+    """seed of PyTorch, random, numpy.random and the training environment"""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
-    """networks this small gain nothing from a GPU"""
-    num_threads: int = 1
+    """where the networks are; a step is hundreds of small operations, so expect little of a GPU"""
+    num_threads: Annotated[int, (1, 256)] = 1
     """PyTorch's CPU threads; 2 may be faster where no other run needs them"""
-    hidden_dim: int = 256
+    hidden_dim: Annotated[int, (1, 10_000)] = 256
     """units in each of the two hidden layers of every network [code after 2018; 2016: 400, 300]"""
-    policy_lr: float = 3e-4
+    policy_lr: Amount = 3e-4
     """Adam's step size for the actor [code after 2018; 2016: 1e-4]"""
-    q_lr: float = 1e-3
+    q_lr: Amount = 1e-3
     """Adam's step size for the critics [2016; code after 2018: 3e-4]"""
-    gamma: float = 0.99
+    gamma: Share = 0.99
     """discount factor per step [2016]"""
-    tau: float = 0.005
+    tau: Share = 0.005
     """share of a network that moves into its target at each update [2018; 2016: 0.001]"""
-    batch_size: int = 256
+    batch_size: Annotated[int, (1, 10**6)] = 256
     """transitions per gradient update [code after 2018; 2016: 64]"""
-    buffer_size: int = 1_000_000
+    buffer_size: Count = 1_000_000
     """transitions kept for replay [2016]; never more than total_timesteps"""
-    learning_starts: int = 1_000
+    learning_starts: CountOrZero = 1_000
     """steps of uniformly random actions before the first update (MuJoCo: 10_000)"""
-    updates_per_step: float = 1.0
+    updates_per_step: Annotated[float, (0, 1000)] = 1.0
     """gradient updates per environment step; 0.5 is one update every second step"""
-    max_grad_norm: float = 0.0
-    """largest norm of an optimizer's gradient; a longer one is scaled down to it; 0 = off"""
-    exploration_noise: float = 0.1
+    max_grad_norm: Amount = 0.0
+    """largest norm of all gradients of an optimizer together; longer ones are scaled; 0 = off"""
+    exploration_noise: Amount = 0.1
     """standard deviation of the noise on actions in [-1, 1], at the first step [2018]"""
-    exploration_noise_final: float = 0.1
+    exploration_noise_final: Amount = 0.1
     """the same at the last step; in between it changes linearly"""
-    log_frequency: int = 100
-    """steps between two rows of metrics.csv"""
-    eval_frequency: int = 2_500
+    # From here on: bookkeeping.
+    log_frequency: CountOrZero = 100
+    """steps between two rows of metrics.csv; 0 = only with an evaluation"""
+    eval_frequency: CountOrZero = 2_500
     """steps between two evaluations of the deterministic policy; 0 = only at the end"""
-    eval_episodes: int = 10
-    """episodes per evaluation, from starts that are the same in every run"""
-    checkpoint_frequency: int = 25_000
-    """steps between two checkpoints; 0 = only at the end or when interrupted"""
+    eval_episodes: Annotated[int, (0, 10_000)] = 10
+    """episodes per evaluation, from starts that are the same in every run; 0 = no evaluation"""
+    checkpoint_frequency: CountOrZero = 5_000
+    """steps between two checkpoints, each with all of the replay; 0 = only where the run ends"""
     resume: str = ""
-    """a run's checkpoint.pt: continue that run, in its folder, with its settings"""
+    """a run's checkpoint.pt: go on with that run, in its folder, with its settings"""
     runs_dir: str = "runs"
     """where the run's folder is made"""
     track: bool = False
-    """send the metrics to Weights & Biases too"""
-    wandb_project_name: str = "marginalia"
-    """Weights & Biases project"""
-    tensorboard: bool = False
-    """write the metrics for TensorBoard too"""
-    capture_video: bool = False
-    """record the first episode of every evaluation as an MP4"""
+    """send the metrics to Weights & Biases too; WANDB_PROJECT names the project"""
 
 
 # === 3. Environment and networks ==================================================================
-def make_env(env_id: str, **kwargs: Any) -> gym.Env:
-    """An environment that observes float32 (O,) and acts in [-1, 1]^A, whatever its own bounds."""
-    env = open_env(env_id, **kwargs)
-    low, high = env.action_space.low, env.action_space.high
-    unit_box = gym.spaces.Box(-1, 1, low.shape, np.float32)
+def make_env(env_id: str, **options: Any) -> gym.Env:
+    """An environment that observes float32 (O,) and acts in [-1, 1]^A, whatever its own spaces."""
+    env = open_env(env_id, **options)
+    box = env.action_space
+    low = box.low.flatten().astype(np.float64)
+    high = box.high.flatten().astype(np.float64)
+
+    def rescale(action: np.ndarray) -> np.ndarray:
+        """[-1, 1]^A -> the environment's own box, in its shape and its type of number."""
+        action = (low * (1 - action) + high * (1 + action)) / 2
+        action = np.clip(action, low, high)  # for actions beyond [-1, 1], and for rounding
+        if np.issubdtype(box.dtype, np.integer):
+            action = np.rint(action)
+        return action.astype(box.dtype).reshape(box.shape)
+
+    env = gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, low.shape, np.float32))
+    env = gym.wrappers.FlattenObservation(env)
     obs_box = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
-    # Clipped after rescaling: that covers actions beyond [-1, 1] and rounding at the bounds alike.
-    env = gym.wrappers.TransformAction(
-        env, lambda a: np.clip((low * (1 - a) + high * (1 + a)) / 2, low, high), unit_box
-    )
-    return gym.wrappers.TransformObservation(env, lambda obs: np.array(obs, np.float32), obs_box)
+    return gym.wrappers.TransformObservation(env, lambda obs: obs.astype(np.float32), obs_box)
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -169,7 +173,7 @@ class Batch(NamedTuple):
 
 
 class ReplayBuffer:
-    """The last `capacity` transitions, one to a table row, so that one indexing fetches a batch."""
+    """The last `capacity` transitions, one to a row of a table: one indexing fetches a batch."""
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: str = "cpu"):
         self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
@@ -202,7 +206,7 @@ class ReplayBuffer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.added = state["added"]
-        self.table[: len(state["table"])] = state["table"].numpy()
+        np.copyto(self.table[: len(self)], state["table"].numpy())
 
 
 # === 5. The algorithm =============================================================================
@@ -245,11 +249,13 @@ def q_bias(q: Critic, actor: Actor, trajectories: list, gamma: float) -> float:
     Where a time limit cut the rewards off, Q(s_T, mu(s_T)) stands for the rest; then only the first
     half of the episode counts, where that weighs less [after 2018, sec. 4.1 and figure 1].
     """
-    errors, device = [], next(q.parameters()).device
+    errors = []
+    device = next(q.parameters()).device
     for trajectory in trajectories:
         obs, action, rewards, next_obs, terminated, _ = zip(*trajectory, strict=True)
-        tensors = (torch.as_tensor(np.stack(x), device=device) for x in (obs, action, next_obs))
-        obs, action, next_obs = tensors
+        obs = torch.as_tensor(np.stack(obs), device=device)  # (T, O)
+        action = torch.as_tensor(np.stack(action), device=device)
+        next_obs = torch.as_tensor(np.stack(next_obs), device=device)
         value = 0.0 if terminated[-1] else q(next_obs, actor(next_obs))[-1].item()
         values = q(obs, action).tolist()
         for t in reversed(range(len(rewards))):
@@ -260,351 +266,615 @@ def q_bias(q: Critic, actor: Actor, trajectories: list, gamma: float) -> float:
 
 
 def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float) -> None:
-    """One optimizer step down the loss; only its own parameters' gradients are computed."""
-    parameters = optimizer.param_groups[0]["params"]
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient
+    """One step of the optimizer down the loss."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.zero_grad()
+    loss.backward(inputs=parameters)  # of these only: the actor's loss leaves the critics alone
     if max_grad_norm > 0:
         nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()
 
 
 @torch.no_grad()
-def update_targets(targets: list[Tensor], parameters: list[Tensor], tau: float) -> None:
+def update_target(target: nn.Module, network: nn.Module, tau: float) -> None:
     """theta_bar <- tau theta + (1 - tau) theta_bar  [2016, Algorithm 1]"""
-    torch._foreach_lerp_(targets, parameters, tau)
+    for slow, current in zip(target.parameters(), network.parameters(), strict=True):
+        slow.lerp_(current, tau)
 
 
 def updates_due(step: int, rate: float) -> range:
-    """Numbers, from 1 on, of the updates that follow step number `step` since the warm-up."""
+    """Numbers, from 1 on, of the updates after step number `step`. Rate 0.5: after 2, 4, 6, ..."""
     return range(int((step - 1) * rate) + 1, int(step * rate) + 1) if step > 0 else range(0)
 
 
 # === 6. Training loop =============================================================================
-METRICS = ("critic_loss", "actor_loss", "q", "at_bound", "q_bias")
+class Agent(nn.Module):
+    """All that learns: networks, their slow copies, and the optimizers."""
+
+    def __init__(self, obs_dim: int, action_dim: int, args: Args):
+        super().__init__()
+        self.actor = Actor(obs_dim, action_dim, args.hidden_dim)
+        self.q = Critic(obs_dim, action_dim, args.hidden_dim)
+        self.actor_target = copy.deepcopy(self.actor)
+        self.q_target = copy.deepcopy(self.q)
+        self.to(args.device)
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), args.policy_lr, fused=True)
+        self.q_optimizer = torch.optim.Adam(self.q.parameters(), args.q_lr, fused=True)
 
 
-def train(args: Args) -> dict[str, Any]:
-    """Run DDPG; return the last evaluation, the run's folder and the actor."""
-    run = Run(args)  # room 7: the run's folder, metrics, checkpoints
-    torch.set_num_threads(args.num_threads)
-    torch.manual_seed(args.seed)
-    env = make_env(args.env_id)
-    obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
-    actor = Actor(obs_dim, action_dim, args.hidden_dim).to(args.device)
-    q = Critic(obs_dim, action_dim, args.hidden_dim).to(args.device)
-    actor_target, q_target = copy.deepcopy(actor), copy.deepcopy(q)
-    params = [*actor.parameters(), *q.parameters()]
-    target_params = [*actor_target.parameters(), *q_target.parameters()]
-    actor_optimizer = torch.optim.Adam(actor.parameters(), args.policy_lr, fused=True)
-    q_optimizer = torch.optim.Adam(q.parameters(), args.q_lr, fused=True)
-    capacity = min(args.buffer_size, args.total_timesteps)
-    replay = ReplayBuffer(capacity, obs_dim, action_dim, args.device)
-    run.parts = dict(actor=actor, q=q, actor_target=actor_target, q_target=q_target)
-    run.parts |= dict(actor_optimizer=actor_optimizer, q_optimizer=q_optimizer, replay=replay)
-    run.judge = lambda trajectories: dict(q_bias=q_bias(q, actor, trajectories, args.gamma))
-    with run, env:
-        obs = run.start(env)
+def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
+    """Lines 2 to 5 of the algorithm, once. Returns what metrics.csv shows of it."""
+    # 2  Target, of the slow copies, so that Q does not chase its own changes.
+    with torch.no_grad():
+        next_action = agent.actor_target(batch.next_obs)  # (B, A)
+        next_q = agent.q_target(batch.next_obs, next_action)  # (B,), as all that follow
+        y = bellman_target(batch.reward, batch.terminated, next_q, args.gamma)
+
+    # 3  Critic.
+    q = agent.q(batch.obs, batch.action)
+    q_loss = critic_loss(q, y)
+    gradient_step(agent.q_optimizer, q_loss, args.max_grad_norm)
+    metrics = {"critic_loss": q_loss.detach(), "q": q.detach()}
+
+    # 4  Actor.
+    new_action = agent.actor(batch.obs)  # (B, A)
+    pi_loss = actor_loss(agent.q(batch.obs, new_action))
+    gradient_step(agent.actor_optimizer, pi_loss, args.max_grad_norm)
+    at_bound = (new_action.detach().abs() > 0.99).float()  # where tanh leaves no slope
+    metrics |= {"actor_loss": pi_loss.detach(), "at_bound": at_bound}
+
+    # 5  Targets.
+    update_target(agent.q_target, agent.q, args.tau)
+    update_target(agent.actor_target, agent.actor, args.tau)
+    return metrics
+
+
+def train(args: Args, checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run DDPG; return its results, its folder and the agent. Raises RunError."""
+    run = Run(args, checkpoint)  # room 7: folder, metrics, checkpoints, Ctrl-C
+    args = run.args
+    with run, processor_settings(args.num_threads):
+        env = make_env(args.env_id, **run.env_options)
+        obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
+        agent = Agent(obs_dim, action_dim, args)
+        capacity = min(args.buffer_size, args.total_timesteps)
+        replay = ReplayBuffer(capacity, obs_dim, action_dim, args.device)
+        run.judge = lambda episodes: {"q_bias": q_bias(agent.q, agent.actor, episodes, args.gamma)}
+        obs = run.start(env, agent, replay)
         for step in trange(run.step + 1, args.total_timesteps + 1, disable=None):
-            # Observe and act.
+            # 1  Act at random while warming up, then by the policy with noise; observe and store.
             fraction = step / args.total_timesteps
             std = linear_schedule(args.exploration_noise, args.exploration_noise_final, fraction)
             if step <= args.learning_starts:
                 action = 2 * torch.rand(action_dim) - 1
             else:
                 with torch.inference_mode():
-                    action = explore(actor(torch.as_tensor(obs, device=args.device)), std)
+                    action = agent.actor(torch.as_tensor(obs, device=args.device))
+                    action = explore(action, std)
             action = action.cpu().numpy()
             next_obs, reward, terminated, truncated, _ = env.step(action)
-            run.record(next_obs, reward)
-
-            # Store. A time limit ends the episode but not the world: `truncated` is not kept.
+            # A time limit ends the episode but not the world: `truncated` is not stored.
             replay.add(obs, action, reward, next_obs, terminated)
-            obs = run.reset(env) if terminated or truncated else next_obs
+            run.record(next_obs, reward)
+            obs = next_obs
+            if terminated or truncated:
+                obs = run.reset()
 
+            # 2 to 5
             for _ in updates_due(step - args.learning_starts, args.updates_per_step):
                 batch = replay.sample(args.batch_size)
-
-                # Critic. V(s') is of slow copies, lest Q chase its own changes.
-                with torch.no_grad():
-                    next_action = actor_target(batch.next_obs)
-                    next_q = q_target(batch.next_obs, next_action)
-                    y = bellman_target(batch.reward, batch.terminated, next_q, args.gamma)
-                q_value = q(batch.obs, batch.action)
-                q_loss = critic_loss(q_value, y)
-                gradient_step(q_optimizer, q_loss, args.max_grad_norm)
-                run.metrics.update(critic_loss=q_loss, q=q_value)
-
-                # Actor.
-                new_action = actor(batch.obs)
-                pi_loss = actor_loss(q(batch.obs, new_action))
-                gradient_step(actor_optimizer, pi_loss, args.max_grad_norm)
-                at_bound = (new_action.abs() > 0.99).float()  # where tanh leaves no slope
-                run.metrics.update(actor_loss=pi_loss, at_bound=at_bound)
-
-                # Targets.
-                update_targets(target_params, params, args.tau)
+                run.metrics |= update(agent, batch, args)
             run.after_step()
         return run.finish()
 
 
 # === 7. Bookkeeping (skip on first reading) =======================================================
-COLUMNS = ("global_step", "seconds", "sps", "episodes", "episodic_return", "episodic_length")
-EVAL = {"eval_return_mean": np.mean, "eval_return_std": np.std, "eval_episodes": len}
+import contextlib
+import csv
+import json
+import os
+import platform
+import random
+import re
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from numbers import Real
+from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
+
+import tyro
+
 EVAL_SEED = 1_000_000  # episode i of an evaluation is reset with EVAL_SEED + i, whatever --seed
-EXTRAS = {"track": "wandb", "tensorboard": "tensorboard", "capture_video": "moviepy pygame"}
+EVAL_STEPS = 10_000  # and where there is no time limit, it may take so many steps
+SCRIPT = Path(__file__).stem if "__file__" in globals() else "notebook"
+COLUMNS = "global_step seconds sps episodes episodic_return episodic_length".split()
+COLUMNS += "eval_return_mean eval_return_std eval_episodes".split()  # more are added as they come
+FIXED = "env_id env_kwargs max_episode_steps seed hidden_dim buffer_size autotune double_q".split()
 
 
-def fail(message: str) -> NoReturn:
-    """Leave with a message for the user instead of a traceback."""
-    raise SystemExit(f"error: {message}")
+class RunError(ValueError):
+    """What the user can put right. The command line prints it as one line."""
+
+
+def check_args(args: Args) -> Args:
+    """A copy of the settings in plain Python numbers. Raises RunError for one beyond its limits."""
+    args = copy.copy(args)
+    for name, kind in get_type_hints(Args, include_extras=True).items():
+        if get_origin(kind) is Annotated:
+            number, (low, high) = get_args(kind)
+            value = getattr(args, name)
+            if not (isinstance(value, Real) and low <= value <= high and number(value) == value):
+                flag = "--" + name.replace("_", "-")
+                what = f"of type {number.__name__}, from {low:,} to {high:,}"
+                raise RunError(f"{flag} must be {what}, not {value!r}")
+            setattr(args, name, number(value))
+    if args.batch_size > args.buffer_size:
+        raise RunError(f"--batch-size {args.batch_size} exceeds --buffer-size {args.buffer_size}")
+    return args
 
 
 @contextlib.contextmanager
-def explain(what: str, *errors: type[Exception]) -> Any:
-    """Make such a message of these errors."""
+def processor_settings(num_threads: int) -> Iterator[None]:
+    """Give PyTorch so many CPU threads and its fastest products; afterwards all is as before.
+
+    AMD's processors with AVX512_BF16 multiply faster by oneDNN than by MKL where there is one
+    thread. PyTorch takes oneDNN if "bf16" is allowed; without AMX, that computes in float32 all
+    the same. Here this is measured, and the permission is taken back where it does not hold.
+    """
+    threads = torch.get_num_threads()
+    products = getattr(torch.backends.mkldnn, "matmul", None)  # PyTorch before 2.9 has none
+    old = getattr(products, "fp32_precision", None)
+    has = torch.cpu.get_capabilities() if products else {}
+    torch.set_num_threads(num_threads)
     try:
+        if num_threads == 1 and has.get("avx512_bf16") and not has.get("amx_bf16"):
+            products.fp32_precision = "bf16"
+            x = torch.linspace(-1, 1, 256 * 256).view(256, 256)
+            error = (x @ x).double() - x.double() @ x.double()
+            if error.abs().max() > 1e-4:
+                products.fp32_precision = old
         yield
-    except errors as e:  # without PyTorch's advice on how to load what is not safe to load
-        fail(f"{what}: {(str(e).strip() or repr(e)).splitlines()[0].split(' This file')[0]:.300}")
+    finally:
+        torch.set_num_threads(threads)
+        if products:
+            products.fp32_precision = old
 
 
-def check_args(args: Args) -> None:
-    for field in dataclasses.fields(args):
-        name, value = "--" + field.name.replace("_", "-"), getattr(args, field.name)
-        low = int(field.type is int and not re.search("seed|start|sampl|(log|eval|point)-f", name))
-        high = 1 if re.search("gamma|tau|lambda|per-[ab]", name) else 10**12
-        if field.type in (int, float) and not low <= value <= high:
-            fail(f"{name} must be from {low} to {high}, not {value}")
-        if value and not all(map(importlib.util.find_spec, EXTRAS.get(field.name, "").split())):
-            fail(f"{name} needs: pip install {EXTRAS[field.name]}")
-    if args.batch_size > args.buffer_size:
-        fail(f"--batch-size {args.batch_size} is larger than --buffer-size {args.buffer_size}")
-    with explain(f"--device {args.device} cannot be used here", RuntimeError, AssertionError):
-        torch.empty(0, device=args.device)
-    # A single thread multiplies by oneDNN: on AMD much faster than MKL and, where there is no AMX,
-    # as exact. "bf16" is how to ask for it. Several threads of it would stall on a busy machine.
-    zen = {"avx512_bf16": True, "amx_bf16": False}.items() <= torch.cpu.get_capabilities().items()
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if zen and args.num_threads < 2 else "none"
-
-
-def open_env(env_id: str, **kwargs: Any) -> gym.Env:
+def open_env(env_id: str, **options: Any) -> gym.Env:
     """gym.make, with a message for every environment that the networks cannot serve."""
-    mujoco = 'if this is a MuJoCo task: pip install "gymnasium[mujoco]"'
-    with explain(f"cannot make {env_id} ({mujoco})", gym.error.Error, ImportError, ValueError):
-        env = gym.make(env_id, **kwargs)
-    for verb, space in (("observes", env.observation_space), ("acts in", env.action_space)):
-        if isinstance(space, gym.spaces.Dict):
-            fail(f"{env_id} {verb} a dictionary; if it holds goals, use sac_her_continuous.py")
-        vector = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
-        if not vector or not (verb == "observes" or space.is_bounded()):
-            fail(f"{env_id} {verb} {space}; needed are vectors, and for actions finite bounds")
-    return env
+    try:
+        env = gym.make(env_id, **options)
+    except Exception as error:
+        hint = 'MuJoCo tasks need: pip install "gymnasium[mujoco]"'
+        raise RunError(f"cannot make {env_id}: {error!r:.300} ({hint})") from error
+    seen, box = env.observation_space, env.action_space
+    if isinstance(seen, gym.spaces.Dict) and "desired_goal" in seen.spaces:
+        raise RunError(f"{env_id} has goals: use sac_her_continuous.py")
+    if seen.shape is None:
+        raise RunError(f"{env_id} observes {seen}: register it with wrappers.FlattenObservation")
+    if seen.dtype == np.uint8 and len(seen.shape) == 3:
+        raise RunError(f"{env_id} observes images, {seen}: these networks take vectors")
+    if not isinstance(box, gym.spaces.Box) or 0 in box.shape:
+        raise RunError(f"{env_id} acts in {box}: actions must be continuous, a Box")
+    if not max(abs(box.low.min()), abs(box.high.max())) < 1e9:
+        raise RunError(f"{env_id} acts in {box}: actions need finite, sensible bounds")
+    return gym.wrappers.TransformReward(env, lambda reward: np.asarray(reward, float).item())
 
 
-def evaluate(actor: nn.Module, args: Args, video_dir=None, stopped=lambda: False) -> list:
+def reset_env(env: gym.Env, seed: int) -> np.ndarray:
+    """Begin an episode; its seed goes to the environment and to the generators all code shares."""
+    random.seed(seed)
+    np.random.seed(seed)
+    obs, _ = env.reset(seed=seed)
+    return obs
+
+
+def evaluate(actor: nn.Module, env: gym.Env, args: Args) -> list:
     """Trajectories of the deterministic policy, from starts that are the same in every run.
 
-    A trajectory is a list of (obs, action, reward, next_obs, terminated, info). No random number of
-    the training run is drawn.
+    A trajectory is a list of (obs, action, reward, next_obs, terminated, info).
     """
-    env = make_env(args.env_id, **({"render_mode": "rgb_array"} if video_dir else {}))
-    if video_dir:
-        env = gym.wrappers.RecordVideo(env, str(video_dir), lambda i: i == 0, disable_logger=True)
+    states = random.getstate(), np.random.get_state()
     trajectories = [[] for _ in range(args.eval_episodes)]
     for episode, trajectory in enumerate(trajectories):
-        obs, done = env.reset(seed=EVAL_SEED + episode)[0], False
-        while not (done or stopped()):
+        obs, done = reset_env(env, EVAL_SEED + episode), False
+        while not done:
             with torch.inference_mode():
                 action = actor(torch.as_tensor(obs, device=args.device)).cpu().numpy()
             next_obs, reward, terminated, truncated, info = env.step(action)
-            trajectory.append((obs, action, float(reward), next_obs, terminated, info))
+            trajectory.append((obs, action, reward, next_obs, terminated, info))
             obs, done = next_obs, terminated or truncated
-    env.close()
+            if len(trajectory) > EVAL_STEPS and not env.spec.max_episode_steps:
+                raise RunError(f"no end after {EVAL_STEPS} steps: set --max-episode-steps")
+    random.setstate(states[0])
+    np.random.set_state(states[1])
     return trajectories
 
 
 def write_file(path: Path, content: dict[str, Any]) -> None:
-    """torch.save that leaves the whole new file or the whole old one, whatever happens."""
+    """torch.save to a temporary file, then a rename: until then the old file stays whole."""
     unfinished = path.with_suffix(".tmp")
-    with explain(f"cannot write {path}, the last one stays", OSError, RuntimeError):
-        with contextlib.ExitStack() as stack:
-            stack.callback(unfinished.unlink, missing_ok=True)
-            with open(unfinished, "wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
+    try:
+        with open(unfinished, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}, the last one stays: {error}") from error
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
-    """A checkpoint of this script. Nothing that the file holds is executed."""
-    with explain(f"--resume {path} is not an intact checkpoint of this script", Exception):
+    """What Run.save wrote. Nothing that the file holds is executed. Raises RunError."""
+    try:
         with zipfile.ZipFile(path) as archive:  # torch.load looks at neither checksums nor flags
             if archive.testzip() or any(entry.external_attr for entry in archive.infolist()):
                 raise ValueError("it is damaged")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if content["args"].keys() != vars(Args()).keys():
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if checkpoint["args"].keys() != vars(Args()).keys():
             raise ValueError("its settings belong to another script or version")
-    return content
+    except Exception as error:  # without PyTorch's advice on how to load what is not safe
+        reason = repr(error).split(" This file can")[0]
+        raise RunError(f"--resume {path} is no checkpoint of this script: {reason:.300}") from error
+    return checkpoint
 
 
-def saved_args(path: str) -> Args:
-    """The settings with which a checkpoint's run goes on; only total_timesteps may be raised."""
-    return Args(**read_checkpoint(path)["args"] | {"resume": path})
+def load_part(part: Any, state: dict[str, Any]) -> None:
+    """part.load_state_dict, but an optimizer keeps its settings, and its moments must fit."""
+    if isinstance(part, torch.optim.Optimizer):
+        state = {"state": state["state"], "param_groups": part.state_dict()["param_groups"]}
+    part.load_state_dict(state)
+    if isinstance(part, torch.optim.Optimizer):
+        for parameter, moments in part.state.items():
+            shapes = [moments[name].shape for name in ("exp_avg", "exp_avg_sq")]
+            if shapes != [parameter.shape] * 2 or moments["step"].dim() > 0:
+                raise ValueError("an optimizer belongs to another network")
 
 
-class Run(contextlib.ExitStack):
+class Run:
     """What surrounds the loop: the run's folder, metrics, evaluations, checkpoints and signals.
 
-    A checkpoint is the settings, `progress` (how far the loop has come) and the state_dict of each
-    of `parts`, after a step and before that step is evaluated and logged. That comes first when the
-    run is resumed, so that a row is neither lost nor written twice.
+    A checkpoint is the run after its last whole step, before that step is evaluated and logged: a
+    resumed run begins with these two, so that no row is lost and none is written twice.
     """
 
-    def __init__(self, args: Args):
-        super().__init__()
-        check_args(args)
-        self.args, self.parts, self.metrics, self.senders, self.signals = args, {}, {}, [], []
-        self.progress = {"step": 0, "seconds": 0.0, "csv_size": 0, "episodes": 0, "ended": []}
-        name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{int(time.time())}"
-        self.dir = Path(args.runs_dir, re.sub(r"[^\w.-]", "-", name))
-        if args.resume:
-            self.dir, self.saved = Path(args.resume).resolve().parent, read_checkpoint(args.resume)
-            self.progress, old = self.saved["progress"], self.saved["args"]
-            changed = {k for k in old if getattr(args, k) != old[k]} - {"resume"}
-            if changed == {"total_timesteps"} and args.total_timesteps > old["total_timesteps"]:
-                print("--total-timesteps has grown, with it the replay buffer and all schedules")
-            elif changed:
-                fail(f"--resume goes on with the run's own settings; it cannot change {changed}")
-        self.step, self.csv = self.progress["step"], self.dir / "metrics.csv"
-        self.judge = lambda trajectories: {}  # a script's own metrics of an evaluation
-        self.generators = [torch] + [getattr(torch, d) for d in ("cuda", "mps") if d in args.device]
+    def __init__(self, args: Args, checkpoint: dict[str, Any] | None):
+        self.args = check_args(args)
+        self.checkpoint = checkpoint
+        self.step = 0
+        self.metrics = {}  # of the last update
+        self.progress = {"episodes": 0, "ended": [], "best_return": -math.inf}
+        self.progress |= {"episode_seed": 0, "episode_return": 0.0, "episode_length": 0}
+        self.whole = {}  # progress, metrics and random state after the last whole step
+        self.phase = "opening"  # then "acting", "updating" (half a step is done) or "writing"
+        self.stop_asked = False
+        self.old_handlers = {}  # of signals
+        self.envs = []  # to be closed
+        self.judge = lambda trajectories: {}  # a script's own columns of an evaluation
+        self.tracker = None  # Weights & Biases
+        self.rows = []  # of metrics.csv
+        self.written = 0  # how many of them are in the file
+        self.columns = list(COLUMNS)
+        try:
+            torch.empty(0, device=args.device)
+        except (RuntimeError, AssertionError) as error:
+            raise RunError(f"--device {args.device} cannot be used: {error!r:.200}") from error
+        try:
+            self.env_options = dict(json.loads(args.env_kwargs))
+        except (ValueError, TypeError) as error:
+            raise RunError(f"--env-kwargs {args.env_kwargs} is no JSON object: {error}") from error
+        if args.max_episode_steps > 0:
+            self.env_options["max_episode_steps"] = args.max_episode_steps
 
-    def start(self, env: gym.Env) -> np.ndarray:
-        """Open the files; begin the first episode, or go back to where the checkpoint was taken."""
-        about = vars(self.args) | {m.__name__: m.__version__ for m in (torch, gym, np)}
-        about |= {"platform": platform.platform(), "python": sys.version, "cores": os.cpu_count()}
-        with explain(f"cannot write into {self.dir}", OSError):
-            self.dir.mkdir(parents=True, exist_ok=bool(self.args.resume))
-            (self.dir / "args.json").write_text(json.dumps(about, indent=2))
-            with open(self.csv, "a", newline="") as file:
-                # Rows after the checkpoint are cut off: they come again.
-                if file.truncate(min(file.tell(), self.progress["csv_size"])) == 0:
-                    csv.writer(file).writerow([*COLUMNS, *METRICS, *EVAL])
-        if self.args.track:
-            import wandb
+    def __enter__(self) -> "Run":
+        random.seed(self.args.seed)
+        np.random.seed(self.args.seed)
+        torch.manual_seed(self.args.seed)
+        numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+        with contextlib.suppress(ValueError):  # outside the main thread, signals are not ours
+            for number in numbers:
+                old = signal.getsignal(number)
+                if old != signal.SIG_IGN or number == signal.SIGINT:  # nohup ignores SIGHUP
+                    signal.signal(number, self.on_signal)
+                    self.old_handlers[number] = old
+        return self
 
-            where = {"dir": self.dir, "id": self.dir.name, "resume": "allow"}
-            with explain("--track", wandb.errors.Error):
-                run = wandb.init(project=self.args.wandb_project_name, config=about, **where)
-            self.senders.append(self.enter_context(run).log)
-        if self.args.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+    def on_signal(self, number: int, frame: Any) -> None:
+        """Leave, but not in the middle of an update. The next signal is no longer ours."""
+        self.restore_signals()
+        self.stop_asked = True
+        if self.phase in ("opening", "acting"):
+            raise KeyboardInterrupt
 
-            board = self.enter_context(SummaryWriter(self.dir, purge_step=self.step))
-            self.senders.append(lambda row, step: [board.add_scalar(k, row[k], step) for k in row])
-        print(f"{self.dir}: replay takes up to {self.parts['replay'].table.nbytes:,} B", flush=True)
-        with contextlib.suppress(ValueError):  # outside the main thread signals cannot be caught
-            for n in (signal.SIGINT, signal.SIGTERM):
-                self.callback(signal.signal, n, signal.signal(n, lambda *s: self.signals.append(s)))
-        self.began = time.perf_counter() - self.progress["seconds"]
-        env.reset(seed=self.args.seed)
-        return self.restore(env) if self.args.resume else self.reset(env)
+    def restore_signals(self) -> None:
+        for number, handler in self.old_handlers.items():
+            signal.signal(number, handler)
 
-    def restore(self, env: gym.Env) -> np.ndarray:
-        """Load every part, replay the unfinished episode, log the step of the checkpoint."""
-        self.metrics = self.progress["metrics"]
-        with explain(f"--resume {self.args.resume} does not fit this script", Exception):
-            for name, part in self.parts.items():
-                part.load_state_dict(self.saved["parts"].pop(name))
-        env.unwrapped.np_random.bit_generator.state = self.progress["env_rng"]
-        obs, _ = env.reset()
-        replay, length = self.parts["replay"], len(self.progress["rewards"])
-        episode = replay.gather(torch.arange(replay.added - length, replay.added) % len(replay))
-        for action in episode.action.cpu().numpy():
-            obs, *_ = env.step(action)
-        if length and not np.array_equal(obs, episode.next_obs[-1].cpu().numpy()):
-            print("note: this environment cannot be put back exactly: not bit for bit from here")
-        for generator, state in zip(self.generators, self.progress["generators"], strict=True):
-            generator.set_rng_state(state)
-        self.after_step()
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """After an exception, write a checkpoint of the last whole step; then close everything."""
+        if error is not None and self.whole and self.phase != "updating":
+            step = self.whole["step"]
+            self.replay.added = step  # without a transition whose step is not whole
+            try:
+                self.save()
+                print(f"stopped at step {step}: --resume {self.dir / 'checkpoint.pt'}", flush=True)
+            except RunError as reason:
+                print(f"note: no checkpoint of step {step}: {reason}")
+        for env in self.envs:
+            with contextlib.suppress(Exception):
+                env.close()
+        if self.tracker is not None:
+            self.tracker.finish()
+        self.restore_signals()
+
+    def start(self, env: gym.Env, agent: nn.Module, replay: Any) -> np.ndarray:
+        """Open everything, load the checkpoint, and only then write. The first observation."""
+        self.env = env
+        self.agent = agent
+        self.replay = replay
+        self.parts = {"agent": agent, "replay": replay}
+        optimizer = torch.optim.Optimizer
+        self.parts |= {k: v for k, v in vars(agent).items() if isinstance(v, optimizer)}
+        self.eval_env = env  # which will do for an evaluation after the last step
+        self.envs.append(env)
+        try:
+            if self.args.eval_episodes > 0:
+                if self.args.eval_frequency > 0:
+                    self.eval_env = make_env(self.args.env_id, **self.env_options)
+                    self.envs.append(self.eval_env)
+                once = dataclasses.replace(self.args, eval_episodes=1)
+                self.judge(evaluate(agent.actor, self.eval_env, once))
+        except Exception as error:
+            reason = str(error) if isinstance(error, RunError) else f"{error!r:.300}"
+            advice = "--eval-frequency 0: no second environment; --eval-episodes 0: no evaluation"
+            raise RunError(f"evaluation fails: {reason} ({advice})") from error
+        self.began = time.perf_counter()
+        obs = self.load() if self.checkpoint else self.reset()
+        self.open_folder()
+        self.mark_whole()
+        if self.step > 0:
+            self.after_step()
+        self.phase = "acting"
         return obs
 
-    def reset(self, env: gym.Env) -> np.ndarray:
+    def load(self) -> np.ndarray:
+        """Take over what the checkpoint holds. Raises RunError if some of it does not fit."""
+        for name, old in self.checkpoint["args"].items():
+            new = getattr(self.args, name)
+            if new != old and name in FIXED:
+                raise RunError(f"--resume: {name} was {old} and cannot become {new}")
+            if new != old and name != "resume":
+                print(f"note: {name} is now {new}, not {old}; the result may differ from here on")
+        try:
+            self.rows = self.checkpoint["rows"]
+            self.progress = self.checkpoint["progress"]
+            self.step = self.progress["step"]
+            self.metrics = self.progress["metrics"]
+            self.began -= self.progress["seconds"]
+            for name, part in self.parts.items():
+                load_part(part, self.checkpoint["parts"][name])
+            if not self.replay.added == self.step <= self.args.total_timesteps:
+                raise ValueError(f"it is of step {self.step}")
+            obs = self.put_back()
+            states = self.progress["generators"]
+            torch.set_rng_state(states[0])
+            if self.args.device != "cpu" and len(states) > 1:
+                getattr(torch, self.args.device).set_rng_state(states[1])
+        except Exception as error:
+            raise RunError(f"--resume {self.args.resume} does not fit: {error!r:.300}") from error
+        self.checkpoint = None  # its memory is free again
+        return obs
+
+    def put_back(self) -> np.ndarray:
+        """Play the unfinished episode again. Where that is not exact, say so and begin another."""
+        length = self.progress["episode_length"]
+        obs = reset_env(self.env, self.progress["episode_seed"])
+        exact = length <= len(self.replay)
+        exact = exact and np.array_equal(obs, self.progress["first_obs"].numpy())
+        for number in range(self.replay.added - length, self.replay.added):
+            if exact:
+                then = self.replay.gather(torch.tensor([number % len(self.replay)]))
+                obs, reward, terminated, _, _ = self.env.step(then.action[0].cpu().numpy())
+                exact = np.array_equal(obs, then.next_obs[0].cpu().numpy())
+                exact = exact and np.float32(reward) == then.reward.item()
+                exact = exact and terminated == bool(then.terminated.item())
+        if not exact:
+            print("note: this environment cannot be put back exactly: not bit for bit from here")
+            self.progress["episode_length"] = 0
+            obs = self.reset()
+        return obs
+
+    def open_folder(self) -> None:
+        """Make the run's folder with args.json and metrics.csv, and say where they are."""
+        args = self.args
+        about = vars(args) | {m.__name__: m.__version__ for m in (torch, gym, np)}
+        about |= {"platform": platform.platform(), "python": sys.version, "cores": os.cpu_count()}
+        try:
+            if args.resume:
+                self.dir = Path(args.resume).resolve().parent
+            else:  # the time to the microsecond: some runs begin in the same second
+                name = f"{args.env_id}__{SCRIPT}__{args.seed}__{time.time():.6f}"
+                self.dir = Path(args.runs_dir, re.sub(r"[^\w.-]", "-", name))
+                self.dir.mkdir(parents=True)
+            (self.dir / "args.json").write_text(json.dumps(about, indent=2))
+            self.write_rows()
+            if args.track:
+                import wandb
+
+                name = self.dir.name
+                self.tracker = wandb.init(id=name, dir=self.dir, config=about, resume="allow")
+        except (OSError, ImportError) as error:
+            raise RunError(f"cannot write into {args.runs_dir}: {error}") from error
+        print(f"{self.dir}: replay takes up to {self.replay.table.nbytes:,} B", flush=True)
+        if args.learning_starts >= args.total_timesteps or args.updates_per_step == 0:
+            print("note: with these settings there is no update, so nothing is learnt")
+
+    def reset(self) -> np.ndarray:
         """Begin an episode, after counting the one that ended, if any."""
-        if rewards := self.progress.get("rewards"):
-            self.progress["episodes"] += 1
-            self.progress["ended"].append((sum(rewards), len(rewards)))
-        self.progress |= {"rewards": [], "env_rng": env.unwrapped.np_random.bit_generator.state}
-        obs, _ = env.reset()
-        self.check_finite(observation=obs)
+        progress = self.progress
+        self.phase = "acting"  # whatever the environment does, the last whole step can be kept
+        seed = int(torch.randint(2**31, ()))
+        obs = reset_env(self.env, seed)
+        self.phase = "updating"
+        self.check_finite(observation=obs.sum())
+        if progress["episode_length"] > 0:
+            progress["episodes"] += 1
+            end = progress["episode_return"], progress["episode_length"]
+            progress["ended"] = [*progress["ended"], end]
+        progress |= {"episode_seed": seed, "episode_return": 0.0, "episode_length": 0}
+        progress["first_obs"] = torch.from_numpy(obs)
         return obs
 
     def record(self, next_obs: np.ndarray, reward: float) -> None:
         """Count a step."""
+        self.check_finite(observation=next_obs.sum(), reward=reward)
+        self.phase = "updating"
         self.step += 1
-        self.progress["rewards"].append(float(reward))
-        if not (np.isfinite(next_obs).all() and math.isfinite(reward)):
-            self.check_finite(observation=next_obs, reward=reward)
+        self.progress["episode_length"] += 1
+        self.progress["episode_return"] += reward
 
-    def check_finite(self, **values: Any) -> None:
+    def check_finite(self, **values: float) -> None:
+        step = self.step + (self.phase == "acting")  # which is not counted yet
         for name, value in values.items():
-            if not torch.as_tensor(value).isfinite().all():
-                fail(f"step {self.step} of {self.args.env_id}: {name} is not finite")
+            if not math.isfinite(value):
+                raise RunError(f"step {step} of {self.args.env_id}: {name} is not finite")
+
+    def mark_whole(self) -> None:
+        """Note what a checkpoint of this step holds: it may be written during the next one."""
+        generators = [torch.get_rng_state()]
+        if self.args.device != "cpu":
+            generators.append(getattr(torch, self.args.device).get_rng_state())
+        self.whole = self.progress | {"step": self.step, "metrics": self.metrics}
+        self.whole |= {"seconds": time.perf_counter() - self.began, "generators": generators}
 
     def due(self, every: int) -> bool:
-        return self.step == self.args.total_timesteps or (every > 0 and self.step % every == 0)
+        last = self.step == self.args.total_timesteps
+        return last or (every > 0 and self.step % every == 0)
 
     def after_step(self) -> None:
         """Save, evaluate and log, each when it is due."""
-        args, step, evaluation = self.args, self.step, {}
-        if self.signals or self.due(args.checkpoint_frequency):
+        self.mark_whole()
+        self.phase = "writing"
+        if self.due(self.args.checkpoint_frequency):
             self.save()
-        if self.due(args.eval_frequency):
-            video_dir = self.dir / f"video-{step}" if args.capture_video else None
-            actor, stopped = self.parts["actor"], lambda: self.signals and self.save()
-            trajectories = evaluate(actor, args, video_dir, stopped)  # save() leaves after a signal
-            returns = [sum(transition[2] for transition in episode) for episode in trajectories]
-            evaluation = {k: of(returns) for k, of in EVAL.items()} | self.judge(trajectories)
-            tqdm.write(f"step {step}: mean return {np.mean(returns):.1f} in evaluation", sys.stderr)
-        elif not self.due(args.log_frequency):
-            return
-        metrics = {name: value.mean().item() for name, value in self.metrics.items()} | evaluation
-        self.check_finite(**metrics)
-        seconds = time.perf_counter() - self.began
-        row = {"global_step": step, "seconds": round(seconds, 3), "sps": round(step / seconds, 1)}
-        row |= {"episodes": self.progress["episodes"]} | metrics
-        if ended := self.progress["ended"]:
-            row["episodic_return"], row["episodic_length"] = np.mean(ended, axis=0)
-        with explain(f"cannot write {self.csv}", OSError), open(self.csv, "a", newline="") as file:
-            csv.DictWriter(file, [*COLUMNS, *METRICS, *EVAL]).writerow(row)
-        for send in self.senders:
-            send(row, step)
-        self.progress["ended"], self.row = [], row
+        self.phase = "acting"  # an evaluation may be left at any moment
+        if self.stop_asked:
+            raise KeyboardInterrupt
+        evaluation = {}
+        if self.args.eval_episodes > 0 and self.due(self.args.eval_frequency):
+            evaluation = self.evaluation()
+        self.phase = "writing"
+        if evaluation or self.due(self.args.log_frequency):
+            self.log(evaluation)
+        self.phase = "acting"
+
+    def evaluation(self) -> dict[str, float]:
+        trajectories = evaluate(self.agent.actor, self.eval_env, self.args)
+        returns = [sum(reward for _, _, reward, *_ in episode) for episode in trajectories]
+        mean = float(np.mean(returns))
+        tqdm.write(f"step {self.step}: mean return {mean:.1f} in evaluation", sys.stderr)
+        if mean > self.progress["best_return"]:
+            self.progress["best_return"] = mean
+            write_file(self.dir / "best_model.pt", self.agent.state_dict())
+        row = {"eval_return_mean": mean, "eval_return_std": float(np.std(returns))}
+        return row | {"eval_episodes": len(returns)} | self.judge(trajectories)
+
+    def log(self, evaluation: dict[str, float]) -> None:
+        """Add a row to metrics.csv."""
+        seconds = self.whole["seconds"]
+        row = {"global_step": self.step, "seconds": round(seconds, 3)}
+        row |= {"sps": round(self.step / seconds, 1), "episodes": self.progress["episodes"]}
+        if self.progress["ended"]:
+            means = np.mean(self.progress["ended"], axis=0).tolist()
+            row |= {"episodic_return": means[0], "episodic_length": means[1]}
+            self.progress["ended"] = []
+        row |= {name: value.mean().item() for name, value in self.metrics.items()}
+        row |= evaluation
+        self.check_finite(**row)
+        self.rows.append(row)
+        self.write_rows()
+        if self.tracker is not None:
+            self.tracker.log(row, step=self.step)
+
+    def write_rows(self) -> None:
+        """Bring metrics.csv up to date: add to it, or write it anew where that is not enough."""
+        path = self.dir / "metrics.csv"
+        names = dict.fromkeys(name for row in self.rows[self.written :] for name in row)
+        new = [name for name in names if name not in self.columns]
+        self.columns += new
+        if new or not path.exists():
+            self.written = 0
+        try:
+            with open(path, "a" if self.written else "w", newline="") as file:
+                writer = csv.DictWriter(file, self.columns)
+                if self.written == 0:
+                    writer.writeheader()
+                writer.writerows(self.rows[self.written :])
+            self.written = len(self.rows)
+        except PermissionError:  # a spreadsheet has locked it
+            print(f"note: {path} cannot be written now; its rows are kept until it can")
 
     def save(self) -> None:
-        """Write model.pt (the networks) and checkpoint.pt (everything); after a signal, leave."""
-        networks = nn.ModuleDict({k: v for k, v in self.parts.items() if isinstance(v, nn.Module)})
-        self.check_finite(**{k: v for k, v in networks.named_parameters() if v.requires_grad})
-        self.progress |= {"step": self.step, "seconds": time.perf_counter() - self.began}
-        self.progress |= {"csv_size": self.csv.stat().st_size, "metrics": self.metrics}
-        self.progress["generators"] = [generator.get_rng_state() for generator in self.generators]
-        parts = {name: part.state_dict() for name, part in self.parts.items()}
-        write_file(self.dir / "model.pt", networks.state_dict())
-        content = {"args": vars(self.args), "progress": self.progress, "parts": parts}
+        """Write model.pt (the networks) and checkpoint.pt (all, after the last whole step)."""
+        step = self.whole["step"]
+        for name, parameter in self.agent.named_parameters():
+            if parameter.requires_grad:
+                self.check_finite(**{name: parameter.sum().item()})
+        content = {"args": vars(self.args), "progress": self.whole}
+        content["parts"] = {name: part.state_dict() for name, part in self.parts.items()}
+        content["rows"] = [row for row in self.rows if row["global_step"] < step]
+        write_file(self.dir / "model.pt", self.agent.state_dict())
         write_file(self.dir / "checkpoint.pt", content)
-        if self.signals:
-            raise SystemExit(f"stopped at step {self.step}: --resume {self.dir / 'checkpoint.pt'}")
 
     def finish(self) -> dict[str, Any]:
-        """Print the line of results; return them and the actor."""
-        results = {name: value for name, value in self.row.items() if name.startswith("eval")}
-        results |= {"global_step": self.step, "seconds": self.row["seconds"], "run_dir": self.dir}
+        """Print the line of results; return them and the agent."""
+        last = {}  # the last value of each column
+        for row in self.rows:
+            last |= row
+        kind = "eval" if self.args.eval_episodes > 0 else "episod"
+        results = {name: value for name, value in last.items() if name.startswith(kind)}
+        results |= {"global_step": last["global_step"], "seconds": last["seconds"]}
+        results["run_dir"] = self.dir
         print("final", *(f"{name}={value}" for name, value in results.items()), flush=True)
-        return results | {"actor": self.parts["actor"]}
+        return results | {"agent": self.agent, "actor": self.agent.actor}
+
+
+def resume(path: str, **changes: Any) -> dict[str, Any]:
+    """Go on with a run, with its settings but for the changes. Returns what train() does."""
+    checkpoint = read_checkpoint(path)
+    return train(Args(**checkpoint["args"] | changes | {"resume": path}), checkpoint)
+
+
+def without_values(words: list[str]) -> list[str]:
+    """A sweep's --autotune=true and --autotune=false as --autotune and --no-autotune."""
+    for i, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if value in ("true", "True"):
+            words[i] = name
+        if value in ("false", "False"):
+            words[i] = name.replace("--", "--no-", 1)
+    return words
+
+
+def main(words: list[str]) -> None:
+    """The command line."""
+    words = without_values(words)
+    sys.path.append(os.getcwd())  # --env-id my_module:Mine-v0, with my_module.py in this folder
+    try:
+        args, checkpoint = tyro.cli(Args, args=words), None
+        if args.resume:
+            checkpoint = read_checkpoint(args.resume)
+            saved = Args(**checkpoint["args"] | {"resume": args.resume})
+            args = tyro.cli(Args, args=words, default=check_args(saved))
+        train(args, checkpoint)
+    except KeyboardInterrupt:
+        sys.exit(1)
+    except (RunError, MemoryError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    args = tyro.cli(Args)
-    train(tyro.cli(Args, default=saved_args(args.resume)) if args.resume else args)
+    main(sys.argv[1:] if "__file__" in globals() else [])

@@ -18,11 +18,15 @@ Algorithm ([2017], Algorithm 1; d = 1 where the episode terminated, c where it e
      2  delta_t = r_t + gamma (1 - d_t) V(s'_t) - V(s_t)
         A_t     = delta_t + gamma lambda (1 - c_t) A_t+1,  R_t = A_t + V(s_t);  theta_old <- theta
         for every epoch, for every minibatch of the shuffled T N steps:
-     3     rho = pi_theta(a|s) / pi_theta_old(a|s)
-           theta, phi <- ascend mean min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A)
+     3     ratio = pi_theta(a|s) / pi_theta_old(a|s)
+           theta, phi <- ascend mean min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon) A)
                                - c_1 mean 1/2 (V(s) - R)^2 + c_2 mean H(pi_theta(.|s))
 
-Notation    s, a, r, s'     obs, action, reward, next_obs     rho              ratio
+Beyond the paper, as common code does (docs/ppo_details.md): observations and rewards are normalised
+and cut at 10, advantages normalised, gradients clipped, the step size falls to 0, weights begin
+orthogonal, those of the policy's last layer small, and Adam's epsilon is 1e-5.
+
+Notation    s, a, r, s'     obs, action, reward, next_obs     ratio            ratio
             d, c            terminated, ended                 epsilon          clip_coef
             A, R            advantage, returns                c_1, c_2         vf_coef, ent_coef
             V(s), V(s')     value, next_value                 pi_theta, V_phi  actor, critic
@@ -30,125 +34,136 @@ Shapes: T steps, N environments, B steps in a minibatch, O = dim(S), A = dim(A).
 Sibling: sac_continuous.py, which learns from all former policies' steps, by Q instead of V.
 """
 
-import contextlib
-import csv
+import copy
 import dataclasses
-import importlib.util
-import json
 import math
-import os
-import platform
-import re
 import signal
-import sys
-import time
-import zipfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal, NamedTuple
+
+if __name__ == "__main__" and "__file__" in globals():  # a script, not a notebook
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the libraries load: no traceback
 
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
 from torch import Tensor, nn
 from tqdm import tqdm, trange
 
-
 # === 2. Arguments =================================================================================
+# A number's type says what it may be: its smallest and its largest value. Room 7 checks that.
+Count = Annotated[int, (1, 10**12)]
+CountOrZero = Annotated[int, (0, 10**12)]
+Amount = Annotated[float, (0, 10**12)]
+Share = Annotated[float, (0, 1)]
+
+
 @dataclasses.dataclass
 class Args:
     env_id: str = "Pendulum-v1"
-    """gymnasium environment with vector observations and bounded continuous actions"""
-    total_timesteps: int = 102_400
+    """gymnasium environment with bounded continuous actions, of your own: my_module:Name-v0"""
+    env_kwargs: str = "{}"
+    """options of its constructor as JSON, such as '{"gravity": 5.0}'"""
+    max_episode_steps: CountOrZero = 0
+    """time limit of an episode; 0 = the environment's own"""
+    total_timesteps: Count = 102_400
     """steps of all environments together, rounded up to whole iterations (MuJoCo: 1_000_000)"""
-    seed: int = 1
-    """seed of PyTorch and of the training environment"""
+    seed: Annotated[int, (0, 2**32 - 1)] = 1
+    """seed of PyTorch, random, numpy.random and the training environments"""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
-    """networks this small gain nothing from a GPU"""
-    num_threads: int = 1
+    """where the networks are; a step is hundreds of small operations, so expect little of a GPU"""
+    num_threads: Annotated[int, (1, 256)] = 1
     """PyTorch's CPU threads; 2 may be faster where no other run needs them"""
-    num_envs: int = 1
+    num_envs: Annotated[int, (1, 10_000)] = 1
     """environments that are run side by side"""
     async_envs: bool = False
     """a process for each of them; pays where a step takes much longer than a millisecond"""
-    num_steps: int = 2048
+    num_steps: Annotated[int, (1, 10**6)] = 2048
     """steps in each environment per iteration; at its end all that is due is done [2017; slides]"""
-    num_minibatches: int = 32
+    num_minibatches: Count = 32
     """minibatches per epoch, here of 64 steps [2017, table 3; slides]; must divide the batch"""
-    update_epochs: int = 10
+    update_epochs: Annotated[int, (1, 10_000)] = 10
     """how often each step is learnt from [2017, table 3; slides]"""
-    hidden_dim: int = 64
+    hidden_dim: Annotated[int, (1, 10_000)] = 64
     """units in each of the two hidden layers of both networks [2017, sec. 6.1]"""
-    learning_rate: float = 3e-4
+    learning_rate: Amount = 3e-4
     """Adam's step size at the first iteration [2017, table 3]"""
     anneal_lr: bool = True
     """let it fall linearly to 0 over the run [2017, table 5, for Atari]"""
-    gamma: float = 0.99
+    gamma: Share = 0.99
     """discount factor per step [2017, table 3]"""
-    gae_lambda: float = 0.95
+    gae_lambda: Share = 0.95
     """0 takes one reward and then V, 1 takes all rewards of the rollout [2017, table 3]"""
     surrogate: Literal["clip", "clip-no-min", "kl-penalty", "unclipped"] = "clip"
     """what keeps the policy near: see room 5"""
-    clip_coef: float = 0.2
+    clip_coef: Amount = 0.2
     """epsilon: how far the ratio may go before it earns no more [2017, sec. 6.1]"""
-    kl_coef: float = 1.0
+    kl_coef: Amount = 1.0
     """beta of --surrogate kl-penalty at the start; it adapts"""
-    kl_coef_target: float = 0.01
+    kl_coef_target: Amount = 0.01
     """KL divergence per iteration, in nats, that beta aims at [2017, sec. 6.1]"""
     clip_vloss: bool = False
     """keep V within clip_coef of its old value too, in units of scaled reward [CleanRL: on]"""
+    norm_obs: bool = True
+    """shift and scale observations by the mean and deviation of those seen so far [CleanRL]"""
+    norm_reward: bool = True
+    """divide rewards by the deviation of the discounted return so far [CleanRL]"""
     norm_adv: bool = True
     """shift and scale the advantages of each iteration to mean 0 and standard deviation 1"""
-    ent_coef: float = 0.0
-    """c_2: weight of the entropy [2017, sec. 6.1: none]"""
-    vf_coef: float = 0.5
-    """c_1: weight of the value loss [CleanRL]"""
-    max_grad_norm: float = 0.5
-    """largest norm of an optimizer's gradient; a longer one is scaled down to it; 0 = off"""
-    target_kl: float = 0.0
-    """end the iteration at a minibatch whose mean KL divergence is above this; 0 = off"""
-    log_frequency: int = 100
-    """steps between two rows of metrics.csv"""
-    eval_frequency: int = 2_500
+    ent_coef: Amount = 0.0
+    """c_2: weight of the entropy [2017, sec. 6.1: none]; actions are cut, entropy is not"""
+    vf_coef: Amount = 0.5
+    """c_1: weight of 1/2 (V - R)^2 [CleanRL]; Stable-Baselines3's is of (V - R)^2, half as large"""
+    max_grad_norm: Amount = 0.5
+    """largest norm of all gradients of the optimizer together; longer ones are scaled; 0 = off"""
+    target_kl: Amount = 0.0
+    """end the iteration where a minibatch's mean KL is above this (SB3: 1.5 times it); 0 = off"""
+    # From here on: bookkeeping.
+    log_frequency: CountOrZero = 100
+    """steps between two rows of metrics.csv; 0 = only with an evaluation"""
+    eval_frequency: CountOrZero = 2_500
     """steps between two evaluations of the deterministic policy; 0 = only at the end"""
-    eval_episodes: int = 10
-    """episodes per evaluation, from starts that are the same in every run"""
-    checkpoint_frequency: int = 25_000
-    """steps between two checkpoints; 0 = only at the end or when interrupted"""
+    eval_episodes: Annotated[int, (0, 10_000)] = 10
+    """episodes per evaluation, from starts that are the same in every run; 0 = no evaluation"""
+    checkpoint_frequency: CountOrZero = 5_000
+    """steps between two checkpoints, 0 = only where the run ends"""
     resume: str = ""
-    """a run's checkpoint.pt: continue that run, in its folder, with its settings"""
+    """a run's checkpoint.pt: go on with that run, in its folder, with its settings"""
     runs_dir: str = "runs"
     """where the run's folder is made"""
     track: bool = False
-    """send the metrics to Weights & Biases too"""
-    wandb_project_name: str = "marginalia"
-    """Weights & Biases project"""
-    tensorboard: bool = False
-    """write the metrics for TensorBoard too"""
-    capture_video: bool = False
-    """record the first episode of every evaluation as an MP4"""
+    """send the metrics to Weights & Biases too; WANDB_PROJECT names the project"""
 
 
 # === 3. Environment and networks ==================================================================
-def make_env(env_id: str, **kwargs: Any) -> gym.Env:
-    """An environment that observes float32 (O,) and acts in [-1, 1]^A, whatever its own bounds."""
-    env = open_env(env_id, **kwargs)
-    low, high = env.action_space.low, env.action_space.high
-    unit_box = gym.spaces.Box(-1, 1, low.shape, np.float32)
+def make_env(env_id: str, **options: Any) -> gym.Env:
+    """An environment that observes float32 (O,) and acts in [-1, 1]^A, whatever its own spaces."""
+    env = open_env(env_id, **options)
+    box = env.action_space
+    low = box.low.flatten().astype(np.float64)
+    high = box.high.flatten().astype(np.float64)
+
+    def rescale(action: np.ndarray) -> np.ndarray:
+        """[-1, 1]^A -> the environment's own box, in its shape and its type of number."""
+        action = (low * (1 - action) + high * (1 + action)) / 2
+        action = np.clip(action, low, high)  # for actions beyond [-1, 1], and for rounding
+        if np.issubdtype(box.dtype, np.integer):
+            action = np.rint(action)
+        return action.astype(box.dtype).reshape(box.shape)
+
+    env = gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, low.shape, np.float32))
+    env = gym.wrappers.FlattenObservation(env)
     obs_box = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
-    # Clipped after rescaling: that covers actions beyond [-1, 1] and rounding at the bounds alike.
-    env = gym.wrappers.TransformAction(
-        env, lambda a: np.clip((low * (1 - a) + high * (1 + a)) / 2, low, high), unit_box
-    )
-    return gym.wrappers.TransformObservation(env, lambda obs: np.array(obs, np.float32), obs_box)
+    return gym.wrappers.TransformObservation(env, lambda obs: obs.astype(np.float32), obs_box)
 
 
-def make_envs(args: Args) -> gym.vector.VectorEnv:
+def make_envs(args: Args, options: dict[str, Any]) -> gym.vector.VectorEnv:
     """Several of them; where an episode ends, the next one begins within the same step."""
-    vector = gym.vector.AsyncVectorEnv if args.async_envs else gym.vector.SyncVectorEnv
     mode = gym.vector.AutoresetMode.SAME_STEP  # the ended episode's last obs: info["final_obs"]
-    return vector([lambda: make_env(args.env_id)] * args.num_envs, autoreset_mode=mode)
+    if args.async_envs:
+        return Workers([lambda: worker_env(args, options)] * args.num_envs, autoreset_mode=mode)
+    envs = [lambda: WithoutInfo(make_env(args.env_id, **options))] * args.num_envs
+    return gym.vector.SyncVectorEnv(envs, autoreset_mode=mode)
 
 
 def mlp(inputs: int, hidden: int, outputs: int, gain: float = 1.0) -> nn.Sequential:
@@ -170,7 +185,7 @@ class Moments(nn.Module):
         self.register_buffer("count", torch.zeros(()))
 
     def update(self, samples: Tensor) -> None:
-        """Join the moments of samples (B, ...) to those of all before."""
+        """Join the moments of samples (B, ...) to those of all before [Chan et al. 1979]."""
         self.count += len(samples)
         share, shift = len(samples) / self.count, samples.mean(0) - self.mean
         self.var.lerp_(samples.var(0, correction=0), share).add_(share * (1 - share) * shift**2)
@@ -180,14 +195,17 @@ class Moments(nn.Module):
 class Actor(nn.Module):
     """pi_theta(a|s): a Gaussian with diagonal covariance, on normalised observations."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int):
+    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int, norm_obs: bool = True):
         super().__init__()
+        self.norm_obs = norm_obs
         self.moments = Moments(obs_dim)
         self.net = mlp(obs_dim, hidden_dim, action_dim, gain=0.01)
         # One for all states [2017, sec. 6.1]; SAC's depends on s, and learns more than this needs.
         self.log_std = nn.Parameter(torch.zeros(action_dim))
 
     def normalise(self, obs: Tensor) -> Tensor:
+        if not self.norm_obs:
+            return obs
         return ((obs - self.moments.mean) / (self.moments.var + 1e-8).sqrt()).clamp(-10, 10)
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -202,13 +220,26 @@ class Actor(nn.Module):
 
 
 # === 4. Rollout storage ===========================================================================
-class Batch(NamedTuple):
+class Rollout(NamedTuple):
     obs: Tensor  # (T, N, O)
-    action: Tensor  # (T, N, A), as drawn, not as clipped: rho is a ratio of its densities
+    action: Tensor  # (T, N, A), as drawn, not as clipped: the ratio is of its densities
     reward: Tensor  # (T, N)
     next_obs: Tensor  # (T, N, O), at an episode's end its last observation
     terminated: Tensor  # (T, N), 1.0 at a true end, 0.0 at a time limit
     ended: Tensor  # (T, N), 1.0 at either
+
+
+class Steps(NamedTuple):
+    """The steps of a rollout, in any order, as the policy that acted saw them."""
+
+    state: Tensor  # (B, O), normalised observations
+    action: Tensor  # (B, A)
+    advantage: Tensor  # (B,)
+    returns: Tensor  # (B,)
+    value: Tensor  # (B,)
+    mean: Tensor  # (B, A), of the Gaussian
+    log_std: Tensor  # (B, A)
+    log_prob: Tensor  # (B,), of the action
 
 
 # === 5. The algorithm =============================================================================
@@ -219,20 +250,25 @@ def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 
 
 def gaussian_kl(old_mean: Tensor, old_log_std: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """KL(old||new) in closed form, summed over dimensions.  (..., A) -> (...,)"""
+    """KL(old||new) of two Gaussians in closed form, summed over dimensions.  (..., A) -> (...,)"""
     squares = (2 * old_log_std).exp() + (old_mean - mean).square()
     return (log_std - old_log_std + 0.5 * squares / (2 * log_std).exp() - 0.5).sum(-1)
 
 
-def gae(batch: Batch, value: Tensor, next_value: Tensor, gamma: float, lam: float) -> Tensor:
+def gaussian_entropy(log_std: Tensor) -> Tensor:
+    """H of a Gaussian: sum_j log std_j + 1/2 log(2 pi e).  (A,) -> ()"""
+    return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
+
+
+def gae(rollout: Rollout, value: Tensor, next_value: Tensor, gamma: float, lam: float) -> Tensor:
     """A_t = delta_t + gamma lambda (1 - c_t) A_t+1 with delta_t = r + gamma (1 - d) V(s') - V(s).
 
     That weighs the n-step advantages by (1 - lambda) lambda^(n-1), the last of N by lambda^(N-1)
     [2016, eq. 16; 2017, eq. 11]. A time limit ends the sum, and V of the last observation stands
     for the rest; after termination there is no rest.  (T, N) -> (T, N)
     """
-    delta = batch.reward + gamma * (1 - batch.terminated) * next_value - value
-    decay = gamma * lam * (1 - batch.ended)
+    delta = rollout.reward + gamma * (1 - rollout.terminated) * next_value - value
+    decay = gamma * lam * (1 - rollout.ended)
     advantage, later = [], torch.zeros_like(delta[0])
     for delta_t, decay_t in zip(reversed(delta.unbind()), reversed(decay.unbind()), strict=True):
         later = delta_t + decay_t * later
@@ -240,8 +276,23 @@ def gae(batch: Batch, value: Tensor, next_value: Tensor, gamma: float, lam: floa
     return torch.stack(advantage[::-1])
 
 
+def discounted_return(
+    reward: Tensor, ended: Tensor, before: Tensor, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """G_t = r_t + gamma (1 - c_t-1) G_t-1: what each episode has brought until now.
+
+    Its deviation is the unit of reward. `before` is gamma (1 - c) G of the rollout before, so that
+    the unit does not depend on T.  (T, N), (T, N), (N,) -> (T, N), (N,)
+    """
+    returns = []
+    for reward_t, ended_t in zip(reward, ended, strict=True):
+        returns.append(reward_t + before)
+        before = gamma * (1 - ended_t) * returns[-1]
+    return torch.stack(returns), before
+
+
 def surrogate(kind: str, ratio: Tensor, advantage: Tensor, clip_coef: float) -> Tensor:
-    """L(theta), to be maximised [2017, eq. 6-8].  (B,) -> (B,)
+    """L(theta), to be maximised [2017, eq. 6, 7; eq. 8 less its - beta KL].  (B,) -> (B,)
 
     Clipped, a ratio beyond 1 +- epsilon earns no more. The minimum keeps the slope where the ratio
     went the wrong way (below 1 with A > 0, above 1 with A < 0), so that the policy comes back.
@@ -254,11 +305,15 @@ def surrogate(kind: str, ratio: Tensor, advantage: Tensor, clip_coef: float) -> 
 
 def adapted(beta: float, kl: float, goal: float) -> float:
     """The penalty's weight for the next iteration [2017, sec. 4]."""
-    return beta * (2 if kl > 1.5 * goal else 0.5 if kl < goal / 1.5 else 1)
+    if kl > 1.5 * goal:
+        return 2 * beta
+    return beta / 2 if kl < goal / 1.5 else beta
 
 
 def value_loss(value: Tensor, returns: Tensor, old_value: Tensor, limit: float) -> Tensor:
-    """mean 1/2 (V(s) - R)^2; with a limit, the larger of that at V and at V moved by at most it."""
+    """mean 1/2 (V(s) - R)^2 [2017, eq. 9]; with a limit, the larger of that and that of V moved by
+    at most the limit from its old value, as common code has it.  (B,) -> ()
+    """
     error = (value - returns).square()
     if limit < math.inf:
         near = old_value + (value - old_value).clamp(-limit, limit)
@@ -273,307 +328,530 @@ def minibatches(size: int, number: int, epochs: int) -> Iterator[Tensor]:
 
 
 def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float) -> None:
-    """One optimizer step down the loss; only its own parameters' gradients are computed."""
-    parameters = optimizer.param_groups[0]["params"]
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient
+    """One step of the optimizer down the loss."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.zero_grad()
+    loss.backward(inputs=parameters)  # of these only: the actor's loss leaves the critics alone
     if max_grad_norm > 0:
         nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()
 
 
 # === 6. Training loop =============================================================================
-METRICS = ("policy_loss", "value_loss", "v", "explained_variance")
-METRICS += ("entropy", "kl", "kl_coef", "clip_fraction")
+class Agent(nn.Module):
+    """All that learns: networks, moments of what was seen, and the optimizer."""
+
+    def __init__(self, obs_dim: int, action_dim: int, args: Args):
+        super().__init__()
+        self.actor = Actor(obs_dim, action_dim, args.hidden_dim, args.norm_obs)
+        self.critic = mlp(obs_dim, args.hidden_dim, 1).append(nn.Flatten(-2))
+        self.return_moments = Moments()  # of the discounted return so far
+        self.register_buffer("return_before", torch.zeros(args.num_envs), persistent=False)
+        self.register_buffer(
+            "kl_coef", torch.tensor(args.kl_coef * (args.surrogate == "kl-penalty"))
+        )
+        self.to(args.device)
+        params = [*self.actor.parameters(), *self.critic.parameters()]
+        self.optimizer = torch.optim.Adam(params, args.learning_rate, eps=1e-5, fused=True)
 
 
-def collect(actor: Actor, envs: Any, obs: np.ndarray, args: Args, run: Any) -> tuple:
-    """A rollout as a Batch, and the observations (N, O) with which the next one begins."""
-    rollout = []
+def collect(agent: Agent, envs: Any, obs: np.ndarray, args: Args, run: Any) -> tuple:
+    """Line 1: a Rollout, and the observations (N, O) with which the next one begins."""
+    steps = []
     for _ in range(args.num_steps):
-        action = actor.sample(torch.as_tensor(obs, device=args.device)).cpu().numpy()
+        action = agent.actor.sample(torch.as_tensor(obs, device=args.device)).cpu().numpy()
         next_obs, reward, terminated, truncated, info = envs.step(action)
-        ended, last_obs = terminated | truncated, next_obs.copy()
+        ended = terminated | truncated
+        last_obs = next_obs.copy()
         if ended.any():  # there, next_obs is the first observation of the next episode
             last_obs[ended] = np.stack(info["final_obs"][ended])
-        rollout.append((obs, action, reward, last_obs, terminated, ended))
+        steps.append((obs, action, reward, last_obs, terminated, ended))
         run.record(next_obs, last_obs, reward, ended)
         obs = next_obs
-    columns = (np.stack(x, dtype=np.float32) for x in zip(*rollout, strict=True))
-    return Batch(*(torch.from_numpy(x).to(args.device) for x in columns)), obs
+    columns = (np.stack(x, dtype=np.float32) for x in zip(*steps, strict=True))
+    return Rollout(*(torch.from_numpy(x).to(args.device) for x in columns)), obs
 
 
-def train(args: Args) -> dict[str, Any]:
-    """Run PPO; return the last evaluation, the run's folder and the actor."""
+def look_back(agent: Agent, rollout: Rollout, args: Args) -> Steps:
+    """Line 2: what the policy that acted did, and how good that was, all steps at once."""
+    actor, critic = agent.actor, agent.critic
+    if args.norm_reward:
+        returns, agent.return_before = discounted_return(
+            rollout.reward, rollout.ended, agent.return_before, args.gamma
+        )
+        agent.return_moments.update(returns.flatten())
+        unit = (agent.return_moments.var + 1e-8).sqrt()
+        rollout = rollout._replace(reward=(rollout.reward / unit).clamp(-10, 10))
+    state = actor.normalise(rollout.obs)  # (T, N, O)
+    value = critic(state)  # (T, N), as all that follow
+    next_value = critic(actor.normalise(rollout.next_obs))
+    advantage = gae(rollout, value, next_value, args.gamma, args.gae_lambda)
+    returns = advantage + value
+    if args.norm_adv:
+        advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+    mean = actor.net(state)  # (T, N, A)
+    log_std = actor.log_std.expand_as(mean)
+    log_prob = gaussian_log_prob(rollout.action, mean, log_std)
+    columns = (state, rollout.action, advantage, returns, value, mean, log_std, log_prob)
+    return Steps(*(x.flatten(0, 1).clone() for x in columns))
+
+
+def losses(agent: Agent, steps: Steps, args: Args, with_kl: bool) -> tuple[Tensor, ...]:
+    """Policy loss and value loss (), ratio (B,) and KL(old||new) () of these steps."""
+    mean = agent.actor.net(steps.state)
+    log_std = agent.actor.log_std
+    kl = torch.zeros(())
+    if with_kl:
+        kl = gaussian_kl(steps.mean, steps.log_std, mean, log_std).mean()
+    ratio = (gaussian_log_prob(steps.action, mean, log_std) - steps.log_prob).exp()
+    gain = surrogate(args.surrogate, ratio, steps.advantage, args.clip_coef).mean()
+    if args.surrogate == "kl-penalty":
+        gain = gain - agent.kl_coef * kl
+    limit = args.clip_coef if args.clip_vloss else math.inf
+    v_loss = value_loss(agent.critic(steps.state), steps.returns, steps.value, limit)
+    return -gain, v_loss, ratio, kl
+
+
+def update(agent: Agent, rollout: Rollout, args: Args) -> dict[str, Tensor]:
+    """Lines 2 and 3 of the algorithm, once. Returns what metrics.csv shows, of the whole batch."""
+    actor = agent.actor
+    first = actor.moments.count == 0
+    if args.norm_obs and first:  # nothing has been normalised yet
+        actor.moments.update(rollout.obs.flatten(0, 1))
+
+    # 2  Look back.
+    with torch.no_grad():
+        steps = look_back(agent, rollout, args)
+
+    # 3  Learn.
+    needs_kl = args.target_kl > 0 or args.surrogate == "kl-penalty"
+    for rows in minibatches(len(steps.state), args.num_minibatches, args.update_epochs):
+        minibatch = Steps(*(x[rows] for x in steps))
+        pi_loss, v_loss, _, kl = losses(agent, minibatch, args, needs_kl)
+        if args.target_kl > 0 and kl > args.target_kl:
+            break  # before the step on a minibatch that has moved too far; ends all epochs
+        loss = pi_loss + args.vf_coef * v_loss - args.ent_coef * gaussian_entropy(actor.log_std)
+        gradient_step(agent.optimizer, loss, args.max_grad_norm)
+
+    # What became of the policy, on all steps.
+    with torch.no_grad():
+        pi_loss, v_loss, ratio, kl = losses(agent, steps, args, with_kl=True)
+        error = (steps.returns - steps.value).var(correction=0)
+        spread = steps.returns.var(correction=0)
+        metrics = {"policy_loss": pi_loss, "value_loss": v_loss, "v": steps.value}
+        metrics["explained_variance"] = 1 - error / (spread + 1e-8)
+        metrics["entropy"] = gaussian_entropy(actor.log_std)
+        metrics["kl"] = kl
+        metrics["kl_coef"] = agent.kl_coef.clone()
+        metrics["clip_fraction"] = ((ratio - 1).abs() > args.clip_coef).float()
+        agent.kl_coef.fill_(adapted(agent.kl_coef.item(), kl.item(), args.kl_coef_target))
+        if args.norm_obs and not first:  # not before: all above saw the same
+            actor.moments.update(rollout.obs.flatten(0, 1))
+    return metrics
+
+
+def train(args: Args, checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run PPO; return its results, its folder and the agent. Raises RunError."""
     size = args.num_envs * args.num_steps
-    run = Run(args)  # room 7: the run's folder, metrics, checkpoints
-    if size % args.num_minibatches:
-        fail(f"--num-minibatches {args.num_minibatches} does not divide the {size} steps")
-    torch.set_num_threads(args.num_threads)
-    torch.manual_seed(args.seed)
-    envs = make_envs(args)
-    obs_dim, action_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
-    actor = Actor(obs_dim, action_dim, args.hidden_dim).to(args.device)
-    critic = mlp(obs_dim, args.hidden_dim, 1).append(nn.Flatten(-2)).to(args.device)
-    scale = Moments().to(args.device)  # of the discounted rewards to go
-    params = [*actor.parameters(), *critic.parameters()]
-    optimizer = torch.optim.Adam(params, args.learning_rate, eps=1e-5, fused=True)
-    run.parts = dict(actor=actor, critic=critic, scale=scale, optimizer=optimizer)  # all is saved
-    beta = run.progress.setdefault("kl_coef", args.kl_coef * (args.surrogate == "kl-penalty"))
-    v_limit = args.clip_coef if args.clip_vloss else math.inf
-    iterations = math.ceil(args.total_timesteps / size)
-    with run, contextlib.closing(envs):
-        obs = run.start(envs)
+    if size % args.num_minibatches != 0:
+        raise RunError(f"--num-minibatches {args.num_minibatches} does not divide the {size} steps")
+    if args.surrogate == "kl-penalty" and args.kl_coef == 0:
+        raise RunError("--kl-coef 0 would stay 0, so that nothing keeps the policy near")
+    run = Run(args, checkpoint)  # room 7: folder, metrics, checkpoints, Ctrl-C
+    args = run.args
+    with run, processor_settings(args.num_threads):
+        envs = make_envs(args, run.env_options)
+        obs_dim = envs.single_observation_space.shape[0]
+        agent = Agent(obs_dim, envs.single_action_space.shape[0], args)
+        obs = run.start(envs, agent)
+        iterations = math.ceil(args.total_timesteps / size)
         for iteration in trange(run.step // size, iterations, disable=None):
             remaining = 1 - args.anneal_lr * iteration / iterations
-            optimizer.param_groups[0]["lr"] = remaining * args.learning_rate
-            batch, obs = collect(actor, envs, obs, args, run)
-
-            # Evaluate what the policy did, all steps at once.
-            with torch.no_grad():
-                zero = torch.zeros_like(batch.reward)
-                scale.update(gae(batch, zero, zero, args.gamma, 1.0).flatten())
-                reward = (batch.reward / (scale.var + 1e-8).sqrt()).clamp(-10, 10)
-                batch = batch._replace(reward=reward)
-                state, next_state = actor.normalise(batch.obs), actor.normalise(batch.next_obs)
-                value = critic(state)
-                advantage = gae(batch, value, critic(next_state), args.gamma, args.gae_lambda)
-                old_mean, old_log_std = actor.net(state), actor.log_std.clone()
-                old_log_prob = gaussian_log_prob(batch.action, old_mean, old_log_std)
-            returns = advantage + value
-            if args.norm_adv:
-                advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
-
-            # Learn.
-            data = state, batch.action, advantage, returns, value, old_mean, old_log_prob
-            for rows in minibatches(size, args.num_minibatches, args.update_epochs):
-                s, a, adv, ret, old_v, old_mu, old_logp = (x.flatten(0, 1)[rows] for x in data)
-                mean, log_std = actor.net(s), actor.log_std
-                kl = 0.0  # computed where something depends on it
-                if args.target_kl + beta > 0:
-                    kl = gaussian_kl(old_mu, old_log_std, mean, log_std).mean()
-                if 0 < args.target_kl < kl:
-                    break  # tested before each step on its own minibatch; ends all epochs
-                ratio = (gaussian_log_prob(a, mean, log_std) - old_logp).exp()
-                gain = surrogate(args.surrogate, ratio, adv, args.clip_coef).mean() - beta * kl
-                v_loss = value_loss(critic(s), ret, old_v, v_limit)
-                entropy = (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
-                loss = -gain + args.vf_coef * v_loss - args.ent_coef * entropy
-                gradient_step(optimizer, loss, args.max_grad_norm)
-
-            # What became of the policy, measured on the whole batch.
-            with torch.no_grad():
-                new_mean = actor.net(state)
-                kl = gaussian_kl(old_mean, old_log_std, new_mean, actor.log_std).mean()
-                new_log_prob = gaussian_log_prob(batch.action, new_mean, actor.log_std)
-                ratio = (new_log_prob - old_log_prob).exp()
-                clipped = ((ratio - 1).abs() > args.clip_coef).float()
-                error, spread = (returns - value).var(correction=0), returns.var(correction=0)
-            run.metrics.update(policy_loss=-gain, value_loss=v_loss, v=value, entropy=entropy)
-            run.metrics.update(explained_variance=1 - error / (spread + 1e-8), kl=kl)
-            run.metrics.update(clip_fraction=clipped, kl_coef=torch.tensor(float(beta)))
-            beta = run.progress["kl_coef"] = adapted(beta, kl.item(), args.kl_coef_target)
-            actor.moments.update(batch.obs.flatten(0, 1))  # not before: all above saw the same
+            agent.optimizer.param_groups[0]["lr"] = remaining * args.learning_rate
+            rollout, obs = collect(agent, envs, obs, args, run)
+            run.metrics = update(agent, rollout, args)
             run.after_step()
         return run.finish()
 
 
 # === 7. Bookkeeping (skip on first reading) =======================================================
-COLUMNS = ("global_step", "seconds", "sps", "episodes", "episodic_return", "episodic_length")
-EVAL = {"eval_return_mean": np.mean, "eval_return_std": np.std, "eval_episodes": len}
+import contextlib
+import csv
+import json
+import multiprocessing
+import os
+import platform
+import random
+import re
+import sys
+import threading
+import time
+import zipfile
+from numbers import Real
+from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
+
+import tyro
+
 EVAL_SEED = 1_000_000  # episode i of an evaluation is reset with EVAL_SEED + i, whatever --seed
-EXTRAS = {"track": "wandb", "tensorboard": "tensorboard", "capture_video": "moviepy pygame"}
+EVAL_STEPS = 10_000  # and where there is no time limit, it may take so many steps
+SCRIPT = Path(__file__).stem if "__file__" in globals() else "notebook"
+COLUMNS = "global_step seconds sps episodes episodic_return episodic_length".split()
+COLUMNS += "eval_return_mean eval_return_std eval_episodes".split()  # more are added as they come
+FIXED = "env_id env_kwargs max_episode_steps seed hidden_dim surrogate norm_obs".split()
+ANSWER_SECONDS = 300  # after which a worker process counts as stuck
 
 
-def fail(message: str) -> NoReturn:
-    """Leave with a message for the user instead of a traceback."""
-    raise SystemExit(f"error: {message}")
+class RunError(ValueError):
+    """What the user can put right. The command line prints it as one line."""
+
+
+def check_args(args: Args) -> Args:
+    """A copy of the settings in plain Python numbers. Raises RunError for one beyond its limits."""
+    args = copy.copy(args)
+    for name, kind in get_type_hints(Args, include_extras=True).items():
+        if get_origin(kind) is Annotated:
+            number, (low, high) = get_args(kind)
+            value = getattr(args, name)
+            if not (isinstance(value, Real) and low <= value <= high and number(value) == value):
+                flag = "--" + name.replace("_", "-")
+                what = f"of type {number.__name__}, from {low:,} to {high:,}"
+                raise RunError(f"{flag} must be {what}, not {value!r}")
+            setattr(args, name, number(value))
+    return args
 
 
 @contextlib.contextmanager
-def explain(what: str, *errors: type[Exception]) -> Any:
-    """Make such a message of these errors."""
+def processor_settings(num_threads: int) -> Iterator[None]:
+    """Give PyTorch so many CPU threads; afterwards as before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
     try:
         yield
-    except errors as e:  # without PyTorch's advice on how to load what is not safe to load
-        fail(f"{what}: {(str(e).strip() or repr(e)).splitlines()[0].split(' This file')[0]:.300}")
+    finally:
+        torch.set_num_threads(threads)
 
 
-def check_args(args: Args) -> None:
-    for field in dataclasses.fields(args):
-        name, value = "--" + field.name.replace("_", "-"), getattr(args, field.name)
-        low = int(field.type is int and not re.search("seed|start|sampl|(log|eval|point)-f", name))
-        high = 1 if re.search("gamma|tau|lambda|per-[ab]", name) else 10**12
-        if field.type in (int, float) and not low <= value <= high:
-            fail(f"{name} must be from {low} to {high}, not {value}")
-        if value and not all(map(importlib.util.find_spec, EXTRAS.get(field.name, "").split())):
-            fail(f"{name} needs: pip install {EXTRAS[field.name]}")
-    with explain(f"--device {args.device} cannot be used here", RuntimeError, AssertionError):
-        torch.empty(0, device=args.device)
-
-
-def open_env(env_id: str, **kwargs: Any) -> gym.Env:
+def open_env(env_id: str, **options: Any) -> gym.Env:
     """gym.make, with a message for every environment that the networks cannot serve."""
-    if "AsyncVectorEnv" in torch.multiprocessing.current_process().name:
-        for n in (signal.SIGINT, signal.SIGTERM):  # the main process answers them
-            signal.signal(n, signal.SIG_IGN)
-    mujoco = 'if this is a MuJoCo task: pip install "gymnasium[mujoco]"'
-    with explain(f"cannot make {env_id} ({mujoco})", gym.error.Error, ImportError, ValueError):
-        env = gym.make(env_id, **kwargs)
-    for verb, space in (("observes", env.observation_space), ("acts in", env.action_space)):
-        if isinstance(space, gym.spaces.Dict):
-            fail(f"{env_id} {verb} a dictionary; if it holds goals, use sac_her_continuous.py")
-        vector = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
-        if not vector or not (verb == "observes" or space.is_bounded()):
-            fail(f"{env_id} {verb} {space}; needed are vectors, and for actions finite bounds")
-    return env
+    try:
+        env = gym.make(env_id, **options)
+    except Exception as error:
+        hint = 'MuJoCo tasks need: pip install "gymnasium[mujoco]"'
+        raise RunError(f"cannot make {env_id}: {error!r:.300} ({hint})") from error
+    seen, box = env.observation_space, env.action_space
+    if isinstance(seen, gym.spaces.Dict) and "desired_goal" in seen.spaces:
+        raise RunError(f"{env_id} has goals: use sac_her_continuous.py")
+    if seen.shape is None:
+        raise RunError(f"{env_id} observes {seen}: register it with wrappers.FlattenObservation")
+    if seen.dtype == np.uint8 and len(seen.shape) == 3:
+        raise RunError(f"{env_id} observes images, {seen}: these networks take vectors")
+    if not isinstance(box, gym.spaces.Box) or 0 in box.shape:
+        raise RunError(f"{env_id} acts in {box}: actions must be continuous, a Box")
+    if not max(abs(box.low.min()), abs(box.high.max())) < 1e9:
+        raise RunError(f"{env_id} acts in {box}: actions need finite, sensible bounds")
+    return gym.wrappers.TransformReward(env, lambda reward: np.asarray(reward, float).item())
 
 
-def evaluate(actor: nn.Module, args: Args, video_dir=None, stopped=lambda: False) -> list:
+class WithoutInfo(gym.Wrapper):
+    """Without info, of which a vector environment would make arrays; it may not fit into any."""
+
+    def reset(self, **kwargs: Any) -> tuple:
+        return self.env.reset(**kwargs)[0], {}
+
+    def step(self, action: np.ndarray) -> tuple:
+        return *self.env.step(action)[:4], {}
+
+
+def worker_env(args: Args, options: dict[str, Any]) -> gym.Env:
+    """An environment in a process of its own, which ends with the main one and leaves it Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    return WithoutInfo(make_env(args.env_id, **options))
+
+
+def end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+class Workers(gym.vector.AsyncVectorEnv):
+    """Environments in processes of their own. One that is dead or stuck is a RunError."""
+
+    def step_wait(self, timeout: float = ANSWER_SECONDS) -> tuple:
+        return self.within(timeout, super().step_wait)
+
+    def reset_wait(self, timeout: float = ANSWER_SECONDS) -> tuple:
+        return self.within(timeout, super().reset_wait)
+
+    def within(self, timeout: float, wait: Callable[[float], tuple]) -> tuple:
+        try:
+            return wait(timeout)
+        except (EOFError, OSError, multiprocessing.TimeoutError) as error:
+            raise RunError(f"a process of --async-envs has ended or is stuck: {error!r}") from error
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Let the processes close their environments; end those that do not within a second."""
+        for pipe in self.parent_pipes:
+            with contextlib.suppress(Exception):
+                pipe.send(("close", None))
+        deadline = time.monotonic() + 1
+        for process in self.processes:
+            process.join(max(0, deadline - time.monotonic()))
+            process.kill()
+
+
+def reset_env(env: gym.Env, seed: int) -> np.ndarray:
+    """Begin an episode; its seed goes to the environment and to the generators all code shares."""
+    random.seed(seed)
+    np.random.seed(seed)
+    obs, _ = env.reset(seed=seed)
+    return obs
+
+
+def evaluate(actor: nn.Module, env: gym.Env, args: Args) -> list:
     """Trajectories of the deterministic policy, from starts that are the same in every run.
 
-    A trajectory is a list of (obs, action, reward, next_obs, terminated, info). No random number of
-    the training run is drawn.
+    A trajectory is a list of (obs, action, reward, next_obs, terminated, info).
     """
-    env = make_env(args.env_id, **({"render_mode": "rgb_array"} if video_dir else {}))
-    if video_dir:
-        env = gym.wrappers.RecordVideo(env, str(video_dir), lambda i: i == 0, disable_logger=True)
+    states = random.getstate(), np.random.get_state()
     trajectories = [[] for _ in range(args.eval_episodes)]
     for episode, trajectory in enumerate(trajectories):
-        obs, done = env.reset(seed=EVAL_SEED + episode)[0], False
-        while not (done or stopped()):
+        obs, done = reset_env(env, EVAL_SEED + episode), False
+        while not done:
             with torch.inference_mode():
                 action = actor(torch.as_tensor(obs, device=args.device)).cpu().numpy()
             next_obs, reward, terminated, truncated, info = env.step(action)
-            trajectory.append((obs, action, float(reward), next_obs, terminated, info))
+            trajectory.append((obs, action, reward, next_obs, terminated, info))
             obs, done = next_obs, terminated or truncated
-    env.close()
+            if len(trajectory) > EVAL_STEPS and not env.spec.max_episode_steps:
+                raise RunError(f"no end after {EVAL_STEPS} steps: set --max-episode-steps")
+    random.setstate(states[0])
+    np.random.set_state(states[1])
     return trajectories
 
 
 def write_file(path: Path, content: dict[str, Any]) -> None:
-    """torch.save that leaves the whole new file or the whole old one, whatever happens."""
+    """torch.save to a temporary file, then a rename: until then the old file stays whole."""
     unfinished = path.with_suffix(".tmp")
-    with explain(f"cannot write {path}, the last one stays", OSError, RuntimeError):
-        with contextlib.ExitStack() as stack:
-            stack.callback(unfinished.unlink, missing_ok=True)
-            with open(unfinished, "wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
+    try:
+        with open(unfinished, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}, the last one stays: {error}") from error
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
-    """A checkpoint of this script. Nothing that the file holds is executed."""
-    with explain(f"--resume {path} is not an intact checkpoint of this script", Exception):
+    """What Run.save wrote. Nothing that the file holds is executed. Raises RunError."""
+    try:
         with zipfile.ZipFile(path) as archive:  # torch.load looks at neither checksums nor flags
             if archive.testzip() or any(entry.external_attr for entry in archive.infolist()):
                 raise ValueError("it is damaged")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if content["args"].keys() != vars(Args()).keys():
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if checkpoint["args"].keys() != vars(Args()).keys():
             raise ValueError("its settings belong to another script or version")
-    return content
+    except Exception as error:  # without PyTorch's advice on how to load what is not safe
+        reason = repr(error).split(" This file can")[0]
+        raise RunError(f"--resume {path} is no checkpoint of this script: {reason:.300}") from error
+    return checkpoint
 
 
-def saved_args(path: str) -> Args:
-    """The settings with which a checkpoint's run goes on; only total_timesteps may be raised."""
-    return Args(**read_checkpoint(path)["args"] | {"resume": path})
+def load_part(part: Any, state: dict[str, Any]) -> None:
+    """part.load_state_dict, but an optimizer keeps its settings, and its moments must fit."""
+    if isinstance(part, torch.optim.Optimizer):
+        state = {"state": state["state"], "param_groups": part.state_dict()["param_groups"]}
+    part.load_state_dict(state)
+    if isinstance(part, torch.optim.Optimizer):
+        for parameter, moments in part.state.items():
+            shapes = [moments[name].shape for name in ("exp_avg", "exp_avg_sq")]
+            if shapes != [parameter.shape] * 2 or moments["step"].dim() > 0:
+                raise ValueError("an optimizer belongs to another network")
 
 
-class Run(contextlib.ExitStack):
+class Run:
     """What surrounds the loop: the run's folder, metrics, evaluations, checkpoints and signals.
 
-    A checkpoint is the settings, `progress` (how far the loop has come) and the state_dict of each
-    of `parts`, after a step and before that step is evaluated and logged. That comes first when the
-    run is resumed, so that a row is neither lost nor written twice.
+    A checkpoint is the run after its last whole step, before that step is evaluated and logged: a
+    resumed run begins with these two, so that no row is lost and none is written twice.
     """
 
-    def __init__(self, args: Args):
-        super().__init__()
-        check_args(args)
-        self.args, self.parts, self.metrics, self.senders, self.signals = args, {}, {}, [], []
-        self.unfinished = []  # return and length of the episodes that ended in this iteration
-        self.progress = {"step": 0, "seconds": 0.0, "csv_size": 0, "episodes": 0, "ended": []}
-        name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{int(time.time())}"
-        self.dir = Path(args.runs_dir, re.sub(r"[^\w.-]", "-", name))
-        if args.resume:
-            self.dir, self.saved = Path(args.resume).resolve().parent, read_checkpoint(args.resume)
-            self.progress, old = self.saved["progress"], self.saved["args"]
-            changed = {k for k in old if getattr(args, k) != old[k]} - {"resume"}
-            if changed == {"total_timesteps"} and args.total_timesteps > old["total_timesteps"]:
-                print("--total-timesteps has grown, and with it all schedules")
-            elif changed:
-                fail(f"--resume goes on with the run's own settings; it cannot change {changed}")
-        self.step, self.csv = self.progress["step"], self.dir / "metrics.csv"
+    def __init__(self, args: Args, checkpoint: dict[str, Any] | None):
+        self.args = check_args(args)
+        self.checkpoint = checkpoint
+        self.step = 0
+        self.metrics = {}  # of the last update
+        self.progress = {"episodes": 0, "ended": [], "best_return": -math.inf}
         self.size = args.num_envs * args.num_steps  # steps per iteration
-        self.judge = lambda trajectories: {}  # a script's own metrics of an evaluation
-        self.generators = [torch] + [getattr(torch, d) for d in ("cuda", "mps") if d in args.device]
+        self.returns = np.zeros(args.num_envs)  # of the running episodes
+        self.lengths = np.zeros(args.num_envs)
+        self.whole = {}  # a checkpoint's content after the last whole iteration
+        self.phase = "opening"  # then "acting" or "writing"
+        self.stop_asked = False
+        self.old_handlers = {}  # of signals
+        self.envs = []  # to be closed
+        self.judge = lambda trajectories: {}  # a script's own columns of an evaluation
+        self.tracker = None  # Weights & Biases
+        self.rows = []  # of metrics.csv
+        self.written = 0  # how many of them are in the file
+        self.columns = list(COLUMNS)
+        try:
+            torch.empty(0, device=args.device)
+        except (RuntimeError, AssertionError) as error:
+            raise RunError(f"--device {args.device} cannot be used: {error!r:.200}") from error
+        try:
+            self.env_options = dict(json.loads(args.env_kwargs))
+        except (ValueError, TypeError) as error:
+            raise RunError(f"--env-kwargs {args.env_kwargs} is no JSON object: {error}") from error
+        if args.max_episode_steps > 0:
+            self.env_options["max_episode_steps"] = args.max_episode_steps
 
-    def start(self, envs: gym.vector.VectorEnv) -> np.ndarray:
-        """Open the files, go back to where the checkpoint was taken, begin the first episodes."""
-        about = vars(self.args) | {m.__name__: m.__version__ for m in (torch, gym, np)}
-        about |= {"platform": platform.platform(), "python": sys.version, "cores": os.cpu_count()}
-        with explain(f"cannot write into {self.dir}", OSError):
-            self.dir.mkdir(parents=True, exist_ok=bool(self.args.resume))
-            (self.dir / "args.json").write_text(json.dumps(about, indent=2))
-            with open(self.csv, "a", newline="") as file:
-                # Rows after the checkpoint are cut off: they come again.
-                if file.truncate(min(file.tell(), self.progress["csv_size"])) == 0:
-                    csv.writer(file).writerow([*COLUMNS, *METRICS, *EVAL])
-        if self.args.track:
-            import wandb
+    def __enter__(self) -> "Run":
+        random.seed(self.args.seed)
+        np.random.seed(self.args.seed)
+        torch.manual_seed(self.args.seed)
+        numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+        with contextlib.suppress(ValueError):  # outside the main thread, signals are not ours
+            for number in numbers:
+                old = signal.getsignal(number)
+                if old != signal.SIG_IGN or number == signal.SIGINT:  # nohup ignores SIGHUP
+                    signal.signal(number, self.on_signal)
+                    self.old_handlers[number] = old
+        return self
 
-            where = {"dir": self.dir, "id": self.dir.name, "resume": "allow"}
-            with explain("--track", wandb.errors.Error):
-                run = wandb.init(project=self.args.wandb_project_name, config=about, **where)
-            self.senders.append(self.enter_context(run).log)
-        if self.args.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+    def on_signal(self, number: int, frame: Any) -> None:
+        """Leave with the last whole iteration. The next signal is no longer ours."""
+        self.restore_signals()
+        self.stop_asked = True
+        if self.phase in ("opening", "acting"):
+            raise KeyboardInterrupt
 
-            board = self.enter_context(SummaryWriter(self.dir, purge_step=self.step))
-            self.senders.append(lambda row, step: [board.add_scalar(k, row[k], step) for k in row])
-        print(f"{self.dir}: rollouts of {self.size:,} steps", flush=True)
-        with contextlib.suppress(ValueError):  # outside the main thread signals cannot be caught
-            for n in (signal.SIGINT, signal.SIGTERM):
-                self.callback(signal.signal, n, signal.signal(n, lambda *s: self.signals.append(s)))
-        self.began = time.perf_counter() - self.progress["seconds"]
-        if self.args.resume:
-            self.restore()
-        self.returns, self.lengths = np.zeros(self.args.num_envs), np.zeros(self.args.num_envs)
-        obs, _ = envs.reset(seed=self.args.seed + self.step)
-        self.check_finite(observation=obs)
+    def restore_signals(self) -> None:
+        for number, handler in self.old_handlers.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """After an exception, write the last whole iteration; then close everything."""
+        if error is not None and self.whole:
+            step = self.whole["progress"]["step"]
+            try:
+                self.save()
+                print(f"stopped at step {step}: --resume {self.dir / 'checkpoint.pt'}", flush=True)
+            except RunError as reason:
+                print(f"note: no checkpoint of step {step}: {reason}")
+        for env in self.envs:
+            with contextlib.suppress(Exception):
+                env.close()
+        if self.tracker is not None:
+            self.tracker.finish()
+        self.restore_signals()
+
+    def start(self, envs: gym.vector.VectorEnv, agent: nn.Module) -> np.ndarray:
+        """Open everything, load the checkpoint, and only then write. First observations."""
+        self.agent = agent
+        self.parts = {"agent": agent, "optimizer": agent.optimizer}
+        self.eval_env = None
+        self.envs.append(envs)
+        try:
+            if self.args.eval_episodes > 0:
+                self.eval_env = make_env(self.args.env_id, **self.env_options)
+                self.envs.append(self.eval_env)
+                once = dataclasses.replace(self.args, eval_episodes=1)
+                self.judge(evaluate(agent.actor, self.eval_env, once))
+        except Exception as error:
+            reason = str(error) if isinstance(error, RunError) else f"{error!r:.300}"
+            advice = "--eval-episodes 0: no evaluation"
+            raise RunError(f"evaluation fails: {reason} ({advice})") from error
+        self.began = time.perf_counter()
+        if self.checkpoint:
+            self.load()
+        obs, _ = envs.reset(seed=torch.randint(2**31, (self.args.num_envs,)).tolist())
+        self.open_folder()
+        self.mark_whole()
+        if self.step > 0:
+            self.after_step()
+        self.phase = "acting"
         return obs
 
-    def restore(self) -> None:
-        """Load every part, log the step of the checkpoint. The environments begin anew."""
-        self.metrics = self.progress["metrics"]
-        with explain(f"--resume {self.args.resume} does not fit this script", Exception):
+    def load(self) -> None:
+        """Take over what the checkpoint holds. Raises RunError if some of it does not fit."""
+        for name, old in self.checkpoint["args"].items():
+            new = getattr(self.args, name)
+            if new != old and name in FIXED:
+                raise RunError(f"--resume: {name} was {old} and cannot become {new}")
+            if new != old and name != "resume":
+                print(f"note: {name} is now {new}, not {old}; the result may differ from here on")
+        try:
+            self.rows = self.checkpoint["rows"]
+            self.progress = self.checkpoint["progress"]
+            self.step = self.progress["step"]
+            self.metrics = self.progress["metrics"]
+            self.began -= self.progress["seconds"]
             for name, part in self.parts.items():
-                part.load_state_dict(self.saved["parts"].pop(name))
-        for generator, state in zip(self.generators, self.progress["generators"], strict=True):
-            generator.set_rng_state(state)
+                load_part(part, self.checkpoint["parts"][name])
+            states = self.progress["generators"]
+            torch.set_rng_state(states[0])
+            if self.args.device != "cpu" and len(states) > 1:
+                getattr(torch, self.args.device).set_rng_state(states[1])
+        except Exception as error:
+            raise RunError(f"--resume {self.args.resume} does not fit: {error!r:.300}") from error
         print("note: every environment begins a new episode: not bit for bit from here")
-        if not self.progress.pop("logged", False):
-            self.after_step()
+
+    def open_folder(self) -> None:
+        """Make the run's folder with args.json and metrics.csv, and say where they are."""
+        args = self.args
+        about = vars(args) | {m.__name__: m.__version__ for m in (torch, gym, np)}
+        about |= {"platform": platform.platform(), "python": sys.version, "cores": os.cpu_count()}
+        try:
+            if args.resume:
+                self.dir = Path(args.resume).resolve().parent
+            else:  # the time to the microsecond: some runs begin in the same second
+                name = f"{args.env_id}__{SCRIPT}__{args.seed}__{time.time():.6f}"
+                self.dir = Path(args.runs_dir, re.sub(r"[^\w.-]", "-", name))
+                self.dir.mkdir(parents=True)
+            (self.dir / "args.json").write_text(json.dumps(about, indent=2))
+            self.write_rows()
+            if args.track:
+                import wandb
+
+                name = self.dir.name
+                self.tracker = wandb.init(id=name, dir=self.dir, config=about, resume="allow")
+        except (OSError, ImportError) as error:
+            raise RunError(f"cannot write into {args.runs_dir}: {error}") from error
+        print(f"{self.dir}: rollouts of {self.size:,} steps", flush=True)
 
     def record(self, next_obs, last_obs, reward: np.ndarray, ended: np.ndarray) -> None:
         """Count a step of every environment, and the episodes that ended in it."""
         self.step += len(reward)
-        self.returns, self.lengths = self.returns + reward, self.lengths + 1
+        self.check_finite(observation=next_obs.sum() + last_obs.sum(), reward=reward.sum())
+        self.returns += reward
+        self.lengths += 1
         for i in np.flatnonzero(ended):
-            self.unfinished.append((float(self.returns[i]), float(self.lengths[i])))
-            self.returns[i] = self.lengths[i] = 0
-        if not math.isfinite(next_obs.sum() + last_obs.sum() + reward.sum()):
-            self.check_finite(observation=np.stack([next_obs, last_obs]), reward=reward)
-        if self.signals:  # leave as of the end of the last iteration, whose row is written
-            self.step, self.progress["logged"] = (self.step - 1) // self.size * self.size, True
-            self.save()
+            end = float(self.returns[i]), float(self.lengths[i])
+            self.progress["ended"] = [*self.progress["ended"], end]
+            self.progress["episodes"] += 1
+            self.returns[i] = 0
+            self.lengths[i] = 0
 
-    def check_finite(self, **values: Any) -> None:
+    def check_finite(self, **values: float) -> None:
         for name, value in values.items():
-            if not torch.as_tensor(value).isfinite().all():
-                fail(f"step {self.step} of {self.args.env_id}: {name} is not finite")
+            if not math.isfinite(value):
+                raise RunError(f"step {self.step} of {self.args.env_id}: {name} is not finite")
+
+    def mark_whole(self) -> None:
+        """Copy what a checkpoint of this iteration holds: it may be written during the next."""
+        generators = [torch.get_rng_state()]
+        if self.args.device != "cpu":
+            generators.append(getattr(torch, self.args.device).get_rng_state())
+        self.seconds = time.perf_counter() - self.began
+        progress = self.progress | {"step": self.step, "metrics": self.metrics}
+        progress |= {"seconds": self.seconds, "generators": generators}
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        self.whole = {"progress": progress, "parts": copy.deepcopy(parts)}
 
     def due(self, every: int) -> bool:
         """Whether this iteration reached a multiple of `every`, or the end."""
@@ -582,55 +860,123 @@ class Run(contextlib.ExitStack):
 
     def after_step(self) -> None:
         """Save, evaluate and log, each when it is due."""
-        args, step, evaluation = self.args, self.step, {}
-        self.progress["episodes"] += len(self.unfinished)
-        self.progress["ended"], self.unfinished = self.progress["ended"] + self.unfinished, []
-        if self.signals or self.due(args.checkpoint_frequency):
+        self.mark_whole()
+        self.phase = "writing"
+        if self.due(self.args.checkpoint_frequency):
             self.save()
-        if self.due(args.eval_frequency):
-            video_dir = self.dir / f"video-{step}" if args.capture_video else None
-            actor, stopped = self.parts["actor"], lambda: self.signals and self.save()
-            trajectories = evaluate(actor, args, video_dir, stopped)  # save() leaves after a signal
-            returns = [sum(transition[2] for transition in episode) for episode in trajectories]
-            evaluation = {k: of(returns) for k, of in EVAL.items()} | self.judge(trajectories)
-            tqdm.write(f"step {step}: mean return {np.mean(returns):.1f} in evaluation", sys.stderr)
-        elif not self.due(args.log_frequency):
-            return
-        metrics = {name: value.mean().item() for name, value in self.metrics.items()} | evaluation
-        self.check_finite(**metrics)
-        seconds = time.perf_counter() - self.began
-        row = {"global_step": step, "seconds": round(seconds, 3), "sps": round(step / seconds, 1)}
-        row |= {"episodes": self.progress["episodes"]} | metrics
-        if ended := self.progress["ended"]:
-            row["episodic_return"], row["episodic_length"] = np.mean(ended, axis=0)
-        with explain(f"cannot write {self.csv}", OSError), open(self.csv, "a", newline="") as file:
-            csv.DictWriter(file, [*COLUMNS, *METRICS, *EVAL]).writerow(row)
-        for send in self.senders:
-            send(row, step)
-        self.progress["ended"], self.row = [], row
+        self.phase = "acting"  # an evaluation may be left at any moment
+        if self.stop_asked:
+            raise KeyboardInterrupt
+        evaluation = {}
+        if self.args.eval_episodes > 0 and self.due(self.args.eval_frequency):
+            evaluation = self.evaluation()
+        self.phase = "writing"
+        if evaluation or self.due(self.args.log_frequency):
+            self.log(evaluation)
+        self.phase = "acting"
+
+    def evaluation(self) -> dict[str, float]:
+        trajectories = evaluate(self.agent.actor, self.eval_env, self.args)
+        returns = [sum(reward for _, _, reward, *_ in episode) for episode in trajectories]
+        mean = float(np.mean(returns))
+        tqdm.write(f"step {self.step}: mean return {mean:.1f} in evaluation", sys.stderr)
+        if mean > self.progress["best_return"]:
+            self.progress["best_return"] = mean
+            write_file(self.dir / "best_model.pt", self.agent.state_dict())
+        row = {"eval_return_mean": mean, "eval_return_std": float(np.std(returns))}
+        return row | {"eval_episodes": len(returns)} | self.judge(trajectories)
+
+    def log(self, evaluation: dict[str, float]) -> None:
+        """Add a row to metrics.csv."""
+        seconds = self.seconds
+        row = {"global_step": self.step, "seconds": round(seconds, 3)}
+        row |= {"sps": round(self.step / seconds, 1), "episodes": self.progress["episodes"]}
+        if self.progress["ended"]:
+            means = np.mean(self.progress["ended"], axis=0).tolist()
+            row |= {"episodic_return": means[0], "episodic_length": means[1]}
+            self.progress["ended"] = []
+        row |= {name: value.mean().item() for name, value in self.metrics.items()}
+        row |= evaluation
+        self.check_finite(**row)
+        self.rows.append(row)
+        self.write_rows()
+        if self.tracker is not None:
+            self.tracker.log(row, step=self.step)
+
+    def write_rows(self) -> None:
+        """Bring metrics.csv up to date: add to it, or write it anew where that is not enough."""
+        path = self.dir / "metrics.csv"
+        names = dict.fromkeys(name for row in self.rows[self.written :] for name in row)
+        new = [name for name in names if name not in self.columns]
+        self.columns += new
+        if new or not path.exists():
+            self.written = 0
+        try:
+            with open(path, "a" if self.written else "w", newline="") as file:
+                writer = csv.DictWriter(file, self.columns)
+                if self.written == 0:
+                    writer.writeheader()
+                writer.writerows(self.rows[self.written :])
+            self.written = len(self.rows)
+        except PermissionError:  # a spreadsheet has locked it
+            print(f"note: {path} cannot be written now; its rows are kept until it can")
 
     def save(self) -> None:
-        """Write model.pt (the networks) and checkpoint.pt (everything); after a signal, leave."""
-        networks = nn.ModuleDict({k: v for k, v in self.parts.items() if isinstance(v, nn.Module)})
-        self.check_finite(**{k: v for k, v in networks.named_parameters() if v.requires_grad})
-        self.progress |= {"step": self.step, "seconds": time.perf_counter() - self.began}
-        self.progress |= {"csv_size": self.csv.stat().st_size, "metrics": self.metrics}
-        self.progress["generators"] = [generator.get_rng_state() for generator in self.generators]
-        parts = {name: part.state_dict() for name, part in self.parts.items()}
-        write_file(self.dir / "model.pt", networks.state_dict())
-        content = {"args": vars(self.args), "progress": self.progress, "parts": parts}
+        """Write model.pt (the networks) and checkpoint.pt (all, after the last whole step)."""
+        step = self.whole["progress"]["step"]
+        for name, value in self.whole["parts"]["agent"].items():
+            self.check_finite(**{name: value.sum().item()})
+        content = self.whole | {"args": vars(self.args)}
+        content["rows"] = [row for row in self.rows if row["global_step"] < step]
+        write_file(self.dir / "model.pt", content["parts"]["agent"])
         write_file(self.dir / "checkpoint.pt", content)
-        if self.signals:
-            raise SystemExit(f"stopped at step {self.step}: --resume {self.dir / 'checkpoint.pt'}")
 
     def finish(self) -> dict[str, Any]:
-        """Print the line of results; return them and the actor."""
-        results = {name: value for name, value in self.row.items() if name.startswith("eval")}
-        results |= {"global_step": self.step, "seconds": self.row["seconds"], "run_dir": self.dir}
+        """Print the line of results; return them and the agent."""
+        last = {}  # the last value of each column
+        for row in self.rows:
+            last |= row
+        kind = "eval" if self.args.eval_episodes > 0 else "episod"
+        results = {name: value for name, value in last.items() if name.startswith(kind)}
+        results |= {"global_step": last["global_step"], "seconds": last["seconds"]}
+        results["run_dir"] = self.dir
         print("final", *(f"{name}={value}" for name, value in results.items()), flush=True)
-        return results | {"actor": self.parts["actor"]}
+        return results | {"agent": self.agent, "actor": self.agent.actor}
+
+
+def resume(path: str, **changes: Any) -> dict[str, Any]:
+    """Go on with a run, with its settings but for the changes. Returns what train() does."""
+    checkpoint = read_checkpoint(path)
+    return train(Args(**checkpoint["args"] | changes | {"resume": path}), checkpoint)
+
+
+def without_values(words: list[str]) -> list[str]:
+    """A sweep's --autotune=true and --autotune=false as --autotune and --no-autotune."""
+    for i, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if value in ("true", "True"):
+            words[i] = name
+        if value in ("false", "False"):
+            words[i] = name.replace("--", "--no-", 1)
+    return words
+
+
+def main(words: list[str]) -> None:
+    """The command line."""
+    words = without_values(words)
+    sys.path.append(os.getcwd())  # --env-id my_module:Mine-v0, with my_module.py in this folder
+    try:
+        args, checkpoint = tyro.cli(Args, args=words), None
+        if args.resume:
+            checkpoint = read_checkpoint(args.resume)
+            saved = Args(**checkpoint["args"] | {"resume": args.resume})
+            args = tyro.cli(Args, args=words, default=check_args(saved))
+        train(args, checkpoint)
+    except KeyboardInterrupt:
+        sys.exit(1)
+    except (RunError, MemoryError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    args = tyro.cli(Args)
-    train(tyro.cli(Args, default=saved_args(args.resume)) if args.resume else args)
+    main(sys.argv[1:] if "__file__" in globals() else [])

@@ -101,9 +101,11 @@ ALGORITHMS = {
             Term("clip_coef", "clip_range", 0.2),
             Term("max_grad_norm", "max_grad_norm", 0.5),
             Term("ent_coef", "ent_coef", 0.0),
-            Term("vf_coef", "vf_coef", 0.5),
+            Term("vf_coef", "", 1.0),  # of 1/2 MSE
+            Term("", "vf_coef", 0.5),  # of the MSE: the same
+            Term("norm_adv", "normalize_advantage", True),  # per rollout here, there per minibatch
+            Term("norm_obs norm_reward", "normalise", True),
             Term("anneal_lr", "", False),
-            Term("", "normalise", True),  # observations and rewards; we always do
         ),
         rollout=ROLLOUT,
         compare=(98 * ROLLOUT, 14 * ROLLOUT),
@@ -284,7 +286,7 @@ def versions() -> str:
 class Report:
     """A Markdown page that begins with where and how its numbers were made."""
 
-    def __init__(self, title: str, threads: str):
+    def __init__(self, title: str, threads: str, level: int = 1):
         load = "unknown"
         if hasattr(os, "getloadavg"):
             load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
@@ -297,16 +299,18 @@ class Report:
             "Load average at the start": load,
             "Versions": versions(),
         }
-        self.lines = [f"# {title}", "", *(f"- {k}: {v}" for k, v in about.items()), ""]
+        self.lines = [f"{'#' * level} {title}", ""]
+        self.lines += [*(f"- {k}: {v}" for k, v in about.items()), ""]
 
     def section(self, heading: str, *paragraphs: str, level: int = 2) -> None:
         self.lines += [f"{'#' * level} {heading}", ""]
         for paragraph in paragraphs:
             self.lines += [paragraph, ""]
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, before: str = "") -> None:
+        """`before` is what the page has above this report."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(self.lines).rstrip() + "\n", encoding="utf-8")
+        path.write_text(before + "\n".join(self.lines).rstrip() + "\n", encoding="utf-8")
         print(f"wrote {path}")
 
 

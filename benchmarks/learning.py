@@ -24,10 +24,12 @@ def pendulum(
     Args:
         algorithm: a row of common.ALGORITHMS
         seeds: how many, from 1
-        out: CSV file; the Markdown table goes beside it
-        quick: 50 steps only, to see that everything works
+        out: CSV file; the Markdown table goes beside it; not given: <algorithm>.csv in
+            benchmarks/results/pendulum
+        quick: 50 steps only, to see that everything works; they go to quick.csv
     """
-    out = out or common.RESULTS / f"pendulum_{algorithm}.csv"
+    name = "quick" if quick else algorithm
+    out = out or common.RESULTS / "pendulum" / f"{name}.csv"
     report = common.Report(f"{algorithm} on Pendulum-v1, no flag but --seed", "the default")
     flags = {"total_timesteps": 50} if quick else {}
     rows = []
@@ -112,10 +114,11 @@ def compare(
         threads: PyTorch's CPU threads
         core: run on one core, the last that is allowed (see taskset), JAX included
         only: who runs here
-        out: CSV file to append to; the Markdown table goes beside it
+        out: CSV file to append to; the Markdown table goes beside it; not given:
+            <algorithm>_<environment>.csv in benchmarks/results/compare
         also: CSV files of other invocations
     """
-    out = out or common.RESULTS / f"compare_{algorithm}_{env_id}.csv"
+    out = out or common.RESULTS / "compare" / f"{algorithm}_{env_id}.csv"
     row = common.ALGORITHMS[algorithm]
     steps, eval_every = steps or row.compare[0], eval_every or row.compare[1]
     here = common.contestants(algorithm, only)

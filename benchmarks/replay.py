@@ -5,8 +5,8 @@
 The two buffers of td3_per_continuous.py, full of transitions of HalfCheetah-v5's size, draw batches
 in turns: once as fast as they can, so that a processor's cache holds what they touch, and once with
 gradient updates of the script before each call, as in training. All sizes take turns too, and so
-does Stable-Baselines3's uniform buffer. Quartiles go to benchmarks/results/replay.csv, medians to a
-page and a picture beside it.
+does Stable-Baselines3's uniform buffer. Quartiles go to benchmarks/results/replay/replay.csv,
+medians to a page and a picture beside it.
 """
 
 import dataclasses
@@ -19,7 +19,6 @@ from typing import Any
 import common
 import numpy as np
 import speed
-import torch
 import tyro
 from matplotlib.figure import Figure  # pyplot would look for a display
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -40,10 +39,10 @@ class Args:
     """draws of each kind, size and place; ten times as many without updates"""
     threads: int = 1
     """PyTorch's CPU threads"""
-    out: Path = common.RESULTS / "replay.csv"
-    """CSV file; the Markdown page and the picture go beside it"""
+    out: Path | None = None
+    """CSV file; page and picture go beside it; not given: in benchmarks/results/replay"""
     quick: bool = False
-    """tiny numbers, to see that everything works; give --out too"""
+    """tiny numbers, to see that everything works; they go to quick.csv"""
 
 
 Once = Callable[[str], dict[str, float]]  # place -> {kind: microseconds}
@@ -60,16 +59,15 @@ def full_peer(size: int, env: Any) -> ReplayBuffer:
 
 def draws(args: Args, size: int) -> Once:
     """A draw of each kind from buffers of this size."""
-    script = speed.load(speed.Args(threads=args.threads), "td3_per", steps=size)
-    update, names = speed.own_updates(script)
-    replay, dice = names["replay"], np.random.default_rng(1)
-    uniform = partial(script.module.ReplayBuffer.sample, replay)
-    peer = full_peer(size, names["env"])
+    ready = speed.prepare(speed.Args(threads=args.threads), "td3_per", size)
+    update, replay, dice = speed.updater(ready, 2), ready.replay, np.random.default_rng(1)
+    uniform = partial(ready.script.ReplayBuffer.sample, replay)
+    peer = full_peer(size, ready.env)
 
     def clocked(place: str, call: Callable, *of: object) -> tuple[float, tuple]:
         """Microseconds that a call takes, and what it returns."""
         if place == "training":
-            update(range(1, 3))
+            update()
         start = time.perf_counter()
         result = call(*of)
         return 1e6 * (time.perf_counter() - start), result
@@ -135,15 +133,17 @@ def picture(rows: speed.Rows, path: Path) -> None:
 def main(args: Args) -> None:
     if args.quick:
         args = dataclasses.replace(args, sizes=(1_000, 4_000), rounds=3)
+    out = args.out or common.RESULTS / "replay" / ("quick.csv" if args.quick else "replay.csv")
     report = common.Report("The price of a prioritised draw", str(args.threads))
-    torch.set_num_threads(args.threads)
-    rows = measure(args)
-    common.write_csv(args.out, rows)
+    script, _ = speed.load(speed.Args(), "td3_per", steps=1)
+    with script.processor_settings(args.threads):
+        rows = measure(args)
+    common.write_csv(out, rows)
     for place, title in PLACES.items():
         about = f"Microseconds, medians; batches of {args.batch_size}."
         report.section(title, about, page(rows, place))
-    picture(rows, args.out.with_suffix(".png"))
-    report.write(args.out.with_suffix(".md"))
+    picture(rows, out.with_suffix(".png"))
+    report.write(out.with_suffix(".md"))
 
 
 if __name__ == "__main__":

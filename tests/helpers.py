@@ -4,6 +4,7 @@ import csv
 import importlib
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,8 +43,12 @@ def run(script: str, *flags: Any, **kwargs: Any) -> subprocess.CompletedProcess:
 
 def main(script: str, *flags: Any) -> None:
     """The script's command line in this process, which has loaded the libraries already."""
-    with mock.patch.object(sys, "argv", [script, *map(str, flags)]):
-        runpy.run_path(source(script), run_name="__main__")
+    before = signal.getsignal(signal.SIGINT)  # a script on its own leaves it to the system
+    try:
+        with mock.patch.object(sys, "argv", [script, *map(str, flags)]):
+            runpy.run_path(source(script), run_name="__main__")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def train(script: str, *flags: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""NumPy float64 versions of what the scripts compute, and a record of what train() computes."""
+"""NumPy float64 versions of what the scripts compute, and a record of what update() computes."""
 
-import copy
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -78,72 +78,100 @@ def assert_slopes(objective, weights, gradients, **tolerance):
 # --- a record -----------------------------------------------------------------------------------
 
 
+def numbers(agent: nn.Module) -> dict[str, list[np.ndarray]]:
+    """Copies of all that an agent learns, by network; a bare parameter is a network of its own."""
+    copies = {}
+    for name, parameter in agent.named_parameters():
+        copy = parameter.detach().double().numpy().copy()
+        copies.setdefault(name.split(".")[0], []).append(copy)
+    return copies
+
+
 def random_batch(module: ModuleType) -> Any:
     obs, next_obs = torch.randn(2, B, OBS).unbind()
     terminated = torch.tensor([0, 1, 0, 1, 0, 0, 1]).float()
     return module.Batch(obs, 2 * torch.rand(B, ACT) - 1, torch.randn(B), next_obs, terminated)
 
 
-def record(module: ModuleType, tmp_path, spread: float = 0.4, **settings: Any) -> SimpleNamespace:
-    """The first two updates that train() makes: what went in and what came out.
+def watch(
+    module: ModuleType, update: Callable, agent: nn.Module, batch: Any, *rest: Any
+) -> SimpleNamespace:
+    """One update of the module: what went in, what it returned, and what happened in between.
 
-    networks    copies; each, a target too, has weights of its own, drawn as wide as `spread`
-    batches     one per update, made up
-    noise       what was drawn for a batch, (B, ACT) each
-    targets     of critics and value network, in the order of their losses
-    steps       of the optimizers in their order: the loss, and gradients by network
-
-    The learning rates and tau are 0, so that all of it belongs to the same weights.
+    before, after   the numbers of all networks
+    noise           what was drawn for the batch, (B, ACT) each
+    targets         of critics and value network, in the order of their losses
+    steps           of the optimizers in their order: the numbers before it, the loss, and the
+                    gradients that it left, by network
     """
-    seen = SimpleNamespace(networks={}, batches=[], noise=[], targets=[], steps=[])
-    start, gradient_step, randn_like = module.Run.start, module.gradient_step, torch.randn_like
-    live = {}
-
-    def begin(run, env):
-        live.update({k: v for k, v in run.parts.items() if isinstance(v, nn.Module)})
-        for name, network in live.items():
-            for parameter in network.parameters() if name != "temperature" else ():
-                nn.init.normal_(parameter, std=spread)
-        seen.networks = copy.deepcopy(live)
-        return start(run, env)
-
-    def sample(replay, batch_size):
-        seen.batches.append(random_batch(module))
-        return seen.batches[-1]
+    seen = SimpleNamespace(batch=batch, noise=[], targets=[], steps=[], before=numbers(agent))
+    gradient_step, randn_like = module.gradient_step, torch.randn_like
 
     def draw(like):
         noise = randn_like(like)
-        if noise.ndim == 2:  # it has one dimension where the environment is acted in
-            seen.noise.append(noise.double().numpy())
+        seen.noise.append(noise.double().numpy())
         return noise
 
     def step(optimizer, loss, max_grad_norm):
-        for network in live.values():
-            network.zero_grad(set_to_none=True)
+        before, gradients = numbers(agent), {}
+        agent.zero_grad(set_to_none=True)
         gradient_step(optimizer, loss, max_grad_norm)
-        gradients = {name: [p.grad for p in part.parameters()] for name, part in live.items()}
-        touched = {k: v for k, v in gradients.items() if any(g is not None for g in v)}
-        copies = {k: [g.double().numpy().copy() for g in v] for k, v in touched.items()}
-        seen.steps.append((loss.item(), copies))
+        for name, parameter in agent.named_parameters():
+            if parameter.grad is not None:
+                copy = parameter.grad.double().numpy().copy()
+                gradients.setdefault(name.split(".")[0], []).append(copy)
+        seen.steps.append(SimpleNamespace(before=before, loss=loss.item(), gradients=gradients))
 
     def note_target(loss):
-        def noted(prediction, target):
+        def noted(prediction, target, *weight):
             assert not target.requires_grad
             seen.targets.append(target.numpy().copy())
-            return loss(prediction, target)
+            return loss(prediction, target, *weight)
 
         return noted
 
-    fixed = {"env_id": WORLD, "num_threads": 1, "hidden_dim": 8, "eval_episodes": 1}
-    fixed |= {"learning_starts": 1, "total_timesteps": 3, "batch_size": B, "tau": 0.0}
-    fixed |= {"q_lr": 0.0, "policy_lr": 0.0, "runs_dir": str(tmp_path)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.Run, "start", begin)
-        patch.setattr(module.ReplayBuffer, "sample", sample)
         patch.setattr(module, "gradient_step", step)
         for name in {"critic_loss", "value_loss"} & vars(module).keys():
             patch.setattr(module, name, note_target(getattr(module, name)))
         patch.setattr(torch, "randn_like", draw)
-        module.train(module.Args(**fixed | settings))
-    assert len(seen.batches) == 2
+        seen.returned = update(agent, batch, *rest)
+    seen.after = numbers(agent)
     return seen
+
+
+def spread_out(agent: nn.Module, std: float = 0.4) -> None:
+    """Every network, a target too, gets weights of its own, drawn as wide as this."""
+    for network in agent.children():
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=std)
+
+
+def record(module: ModuleType, spread: float = 0.4, **settings: Any) -> tuple:
+    """A new agent, and the first two updates of it, on two batches that are made up.
+
+    Unless the settings say otherwise, learning rates and tau are 0, so that all of it belongs to
+    the same weights.
+    """
+    fixed = {"hidden_dim": 8, "batch_size": B, "tau": 0.0, "q_lr": 0.0, "policy_lr": 0.0}
+    args = module.Args(**fixed | settings)
+    torch.manual_seed(args.seed)
+    agent = module.Agent(OBS, ACT, args)
+    spread_out(agent, spread)
+    updates = []
+    for number in (1, 2):
+        rest = (args, number) if hasattr(args, "policy_frequency") else (args,)
+        updates.append(watch(module, module.update, agent, random_batch(module), *rest))
+        for name, value in updates[-1].returned.items():
+            assert not value.requires_grad and value.shape[:1] in ((), (B,)), name
+    return agent, updates
+
+
+def assert_targets_followed(update: SimpleNamespace, tau: float) -> None:
+    """The slow copies are tau of the networks as they are now, and the rest of themselves."""
+    slow = [name for name in update.after if name.endswith("_target")]
+    assert slow
+    for name in slow:
+        current, old = update.after[name.removesuffix("_target")], update.before[name]
+        for got, now, before in zip(update.after[name], current, old, strict=True):
+            np.testing.assert_allclose(got, tau * now + (1 - tau) * before, atol=1e-6)

@@ -5,9 +5,13 @@ import dataclasses
 import importlib
 import inspect
 import json
+import math
 import os
 import re
 import sys
+import time
+from pathlib import Path
+from unittest import mock
 
 import common
 import learning
@@ -22,7 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import sac_continuous as sac
 
 PLACE = {"env_id": "Pendulum-v1", "steps": 90, "seed": 3, "threads": 1, "learning_starts": 40}
-TINY = speed.Args(env_id="Pendulum-v1", threads=1, settle_steps=20, measured_steps=60)
+TINY = speed.Args(env_id="Pendulum-v1", threads=1, quick=True)
+REPLAYING = [name for name, row in common.ALGORITHMS.items() if row.rollout == 1]
+SIDES = ("update", "products")
 WITH_PEERS = [name for name, row in common.ALGORITHMS.items() if row.peer]
 
 
@@ -56,11 +62,23 @@ def test_equal_terms_reach_our_script(algorithm):
 def test_no_learning_rate_is_forgotten(algorithm):
     """A peer has one for all networks, so that each of ours is among the terms."""
     row = common.ALGORITHMS[algorithm]
-    ours = {field.name for field in dataclasses.fields(speed.load(TINY, algorithm, 9).args)}
+    script, _ = speed.load(TINY, algorithm, steps=9)
+    ours = {field.name for field in dataclasses.fields(script.Args)}
     (rate,) = (term for term in row.terms if term.theirs == "learning_rate")
     rates = {name for name in ours if re.search("_lr$|rate$", name)} - {"anneal_lr"}
     assert set(rate.ours.split()) == rates
     assert row.sbx.get("qf_learning_rate", rate.value) == rate.value
+
+
+def test_equal_terms_weigh_the_critic_equally():
+    """Ours multiplies 1/2 of the mean squared error of V by its weight, theirs the whole of it."""
+    script, ours = speed.load(TINY, "ppo", steps=9)
+    command = common.equal_command("sb3", "ppo", **PLACE)
+    theirs = json.loads(command[-1])["model"]
+    value, returns = torch.tensor([1.0, 2.0]), torch.tensor([4.0, 0.0])
+    loss = ours.vf_coef * script.value_loss(value, returns, value, math.inf)
+    assert loss == theirs["vf_coef"] * (value - returns).square().mean()
+    assert ours.norm_obs and ours.norm_reward and theirs["normalise"]
 
 
 @pytest.mark.parametrize("library", ["sb3", "sbx"])
@@ -91,7 +109,8 @@ def test_who_has_no_such_algorithm_is_left_out(capsys):
 def test_peers_are_evaluated_like_our_script():
     """The same policy gets the same returns, so the starts and the sums agree."""
     args = sac.Args(eval_episodes=3)
-    ours = [sum(step[2] for step in t) for t in sac.evaluate(lambda obs: torch.zeros(1), args)]
+    env = sac.make_env(args.env_id)
+    ours = [sum(step[2] for step in t) for t in sac.evaluate(lambda obs: torch.zeros(1), env, args)]
     theirs = peer.evaluate(lambda obs: np.zeros(1, np.float32), args.env_id, 3)
     assert theirs == pytest.approx(np.mean(ours), abs=1e-6)
 
@@ -136,11 +155,10 @@ def test_the_clock_starts_and_stops_between_rollouts(algorithm):
     first, last = speed.clocked(speed.Args(), algorithm)
     assert (first % row.rollout, last % row.rollout) == (0, 0)
     assert first > (500 if row.rollout == 1 else 0) and last - first >= 1500
-    args = dataclasses.replace(speed.Args(), settle_steps=100, measured_steps=100)
-    first, last = speed.clocked(args, algorithm)
+    first, last = speed.clocked(speed.Args(quick=True), algorithm)
     assert last - first == max(100, row.rollout) and first % row.rollout == 0
     if row.rollout == 1:
-        assert first % speed.load(TINY, algorithm, 9).args.log_frequency == 0
+        assert first % speed.load(TINY, algorithm, steps=9)[1].log_frequency == 0
 
 
 def test_race_lets_each_run_once_a_round_in_changing_order():
@@ -184,70 +202,146 @@ def test_start_up_ends_with_the_first_step():
     assert speed.first_step(common.Ran([(1, "a"), (3.0, "step 1 at 77.0 s")], 5, 1, [])) == 3.0
 
 
-@pytest.mark.parametrize("algorithm", speed.PRODUCTS)
+@pytest.mark.parametrize("algorithm", REPLAYING)
 def test_the_floor_is_the_products_of_the_updates(algorithm):
     """PyTorch counts the same floating-point operations in both."""
-    update, names = speed.own_updates(speed.load(TINY, algorithm, steps=300))
-    period = range(1, 1 + speed.PRODUCTS[algorithm].updates)
+    update = speed.updater(speed.prepare(TINY, algorithm, size=300), updates=2)
+    multiply = speed.multiplier(update)
     with FlopCounterMode(display=False) as whole:
-        update(period)
-    triples = speed.products(algorithm, names)
+        update()
     with FlopCounterMode(display=False) as floor:
-        for left, right, out in triples:
-            torch.mm(left, right, out=out)
+        multiply()
     assert floor.get_total_flops() == whole.get_total_flops() > 0
 
 
+def test_products_are_hot():
+    """Equal ones come in a row, on the same memory, as often as they are in the updates."""
+    a, b, c, d = (torch.ones(shape) for shape in ((2, 3), (3, 4), (5, 3), (4, 3)))
+
+    def products() -> None:
+        for left, right in ((a, b), (c, b), (a.clone(), b), (a, d.T)):
+            left @ right
+
+    multiply = speed.multiplier(products)
+    made = []
+    with mock.patch.object(torch, "mm", lambda *factors, out: made.append((*factors, out))):
+        multiply()
+    assert [left.shape[0] for left, _, _ in made] == [2, 2, 5, 2]
+    assert made[0][0] is made[1][0] and made[0][2] is made[1][2]
+    assert [right.is_contiguous() for _, right, _ in made] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("algorithm", REPLAYING)
+def test_updates_are_those_of_the_script(algorithm):
+    """They learn, and their numbers count from 1: TD3's actor learns from the second one only."""
+    ready = speed.prepare(TINY, algorithm, size=300)
+    before = ready.agent.actor.net[0].weight.clone()
+    speed.updater(ready, updates=1)()
+    assert torch.equal(before, ready.agent.actor.net[0].weight) == algorithm.startswith("td3")
+    speed.updater(ready, updates=2)()
+    assert not torch.equal(before, ready.agent.actor.net[0].weight)
+
+
+def test_the_floor_is_raced(monkeypatch):
+    """20 updates take 20 times as long as one; the settings of the processor are of this time."""
+    seen = set()
+
+    def update() -> None:
+        seen.add(torch.get_num_threads())
+        time.sleep(0.02)
+
+    monkeypatch.setattr(speed, "updater", lambda ready, updates: update)
+    monkeypatch.setattr(speed, "multiplier", lambda update: lambda: time.sleep(0.01))
+    threads = torch.get_num_threads()
+    found = speed.floor(dataclasses.replace(TINY, rounds=1, threads=threads + 1), ["ddpg"])
+    assert (torch.get_num_threads(), seen) == (threads, {threads + 1}) and len(found) == 20
+    times = {name: [r["value"] for r in found if r["contestant"] == name] for name in SIDES}
+    assert 1 <= min(times["update"]) < 2 and 0.5 <= min(times["products"]) < 1
+
+
 @pytest.mark.parametrize("algorithm", common.ALGORITHMS)
-def test_the_profile_has_the_lines_of_the_loop(algorithm):
-    """Those that act, step, and learn; each with a time, and in the order of the script."""
-    found = speed.profile(TINY, algorithm)
-    assert [row["round"] for row in found] == sorted({row["round"] for row in found})
-    assert all(row["value"] > 0 for row in found)
-    code = "\n".join(row["metric"] for row in found)
-    parts = ("action = ", ".step(action)", "batch", "gradient_step(", "run.after_step()")
-    assert all(part in code for part in parts), code
+def test_the_profile_has_the_functions_of_the_loop(algorithm, capsys):
+    """Those that step, store, draw and learn; each with a time, and all of it together."""
+    row = common.ALGORITHMS[algorithm]
+    short = row._replace(race=(0, max(60, 2 * row.rollout)))
+    args = dataclasses.replace(TINY, quick=False, learning_starts=0)
+    begun = time.perf_counter()
+    with mock.patch.dict(common.ALGORITHMS, {algorithm: short}):
+        found = speed.profile(args, algorithm)
+    values = {metric["metric"].split(" ")[0]: metric["value"] for metric in found}
+    assert {"update", "step", "record", "after_step"} <= set(values)
+    if algorithm != "ppo":
+        assert {"sample", "add", "updates_due"} <= set(values)
+    assert values["update"] > max(values["step"], values["record"])
+    assert all(value > 0 for value in values.values())
+    seconds = float(re.findall(r"seconds=(\S+)", capsys.readouterr().out)[-1])
+    total = sum(metric["value"] for metric in found) * short.race[1] / 1e6
+    assert 0.9 * seconds < total < time.perf_counter() - begun  # the last row is before a save
 
 
 def test_the_breakdown_has_every_microsecond():
-    """Lines below a hundredth are added up."""
+    """What is below a hundredth is added up."""
     found = [
-        {"metric": m, "value": v} for m, v in (("a | b", 97.5), ("c", 0.8), ("d", 1.1), ("e", 0.6))
+        {"metric": m, "value": v} for m, v in (("a", 97.5), ("c", 0.8), ("d", 1.1), ("e", 0.6))
     ]
-    assert cells(speed.breakdown(found).replace("\\|", "or"))[2:] == [
-        ["`a or b`", "98", "97.5%"],
-        ["`d`", "1", "1.1%"],
+    assert cells(speed.breakdown(found))[2:] == [
+        ["a", "98", "97.5%"],
+        ["d", "1", "1.1%"],
         ["all others", "1", "1.4%"],
         ["all", "100", ""],
     ]
 
 
-def test_no_result_is_overwritten(tmp_path):
-    """A second race on the same day gets a name of its own."""
-    assert speed.free_stem(tmp_path, "speed").name == "speed"
-    (tmp_path / "speed.csv").touch()
-    assert speed.free_stem(tmp_path, "speed").name == "speed_2"
+def test_no_result_is_overwritten(tmp_path, monkeypatch):
+    """Rows of a second invocation come after those of the first, its chapter too."""
+    monkeypatch.setattr(common, "contestants", lambda algorithm, libraries: ["ours"])
+    out = tmp_path / "a.csv"
+    for value in (100, 300):
+        found = [row | {"metric": "steps per second"} for row in rows(ours=[value])]
+        monkeypatch.setattr(speed, "race", lambda contestants, rounds, found=found: found)
+        speed.main(speed.Args(parts=("throughput",), out=out))
+    written = [(row["invocation"], float(row["value"])) for row in common.read_csv(out)]
+    assert written == [("1", 100), ("2", 300)]
+    text = out.with_suffix(".md").read_text(encoding="utf-8")
+    assert re.findall("^##? .*", text, re.MULTILINE) == [
+        "# Speed",
+        "## Invocation 1: sac",
+        "## Invocation 2: sac",
+    ]
+    assert re.findall(r"\| Marginalia \| (\d+) ", text) == ["100", "300"]
+
+
+def test_results_lie_by_subject():
+    """What is not comparable does not come into one file."""
+    names = {
+        "one_thread": {},
+        "two_threads": {"threads": 2},
+        "4_threads": {"threads": 4},
+        "startup": {"parts": ("startup", "solved")},
+        "quick": {"quick": True},
+    }
+    for name, settings in names.items():
+        assert speed.subject(speed.Args(**settings)) == common.RESULTS / "speed" / f"{name}.csv"
 
 
 def test_earlier_rounds_count_too(tmp_path, monkeypatch):
     """Ratios stay within the rounds of one invocation; a profile is of its own invocation."""
     monkeypatch.setattr(common, "contestants", lambda algorithm, libraries: ["ours", "sb3"])
-    for name, ours, sb3 in (("one", [100, 300], [50, 100]), ("two", [900], [100])):
+    out = tmp_path / "a.csv"
+    for number, ours, sb3 in ((1, [100, 300], [50, 100]), (2, [900], [100])):
         found = [row | {"metric": "steps per second"} for row in rows(ours=ours, sb3=sb3)]
-        found.append(found[0] | {"metric": "some code", "contestant": "line"})
-        common.write_csv(tmp_path / f"{name}.csv", found)
-    also = tmp_path / "one.csv", tmp_path / "two.csv"
-    speed.main(speed.Args(parts=("throughput",), rounds=0, also=also, results_dir=tmp_path / "new"))
-    (page,) = (tmp_path / "new").glob("*.md")
-    text = page.read_text()
+        found += [found[0] | {"metric": "code", "contestant": name} for name in ("line", "part")]
+        common.write_csv(out, [{"invocation": number} | row for row in found], append=True)
+    before = out.read_bytes()
+    speed.main(speed.Args(parts=("throughput",), rounds=0, pool=True, out=out))
+    assert out.read_bytes() == before  # no row is written twice
+    text = out.with_suffix(".md").read_text(encoding="utf-8")
     table = cells("\n".join(line for line in text.splitlines() if line.startswith("| ")))
     assert table[2:] == [
         ["Marginalia", "300", "100 to 900", "3", ""],
         ["Stable-Baselines3", "100", "50 to 100", "3", "3 (2 to 9)"],
     ]
-    assert "some code" not in text
-    with pytest.raises(SystemExit, match="there is no .*three.csv"):
-        speed.earlier((tmp_path / "three.csv",))
+    assert "## All invocations: sac" in text and "code" not in text
 
 
 def test_curves_are_means_over_seeds():
@@ -302,6 +396,26 @@ def test_pendulum_takes_the_last_line(tmp_path, monkeypatch):
     assert len(common.read_csv(tmp_path / "a.csv")) == 3
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_quick_replaces_no_result(tmp_path, monkeypatch, quick):
+    """learning.py pendulum and replay.py replace their file: --quick has one of its own."""
+    replay = importlib.import_module("replay")
+    line = "final eval_return_mean=-1.0 eval_return_std=2.5 global_step=3"
+    monkeypatch.setattr(common, "run", lambda command: common.Ran([(1.0, line)], 7.0, None, []))
+    monkeypatch.setattr(replay, "measure", lambda args: [])
+    monkeypatch.setattr(replay, "page", lambda rows, place: "")
+    monkeypatch.setattr(replay, "picture", lambda rows, path: path.touch())
+    monkeypatch.setattr(common, "write_csv", lambda path, rows: path.parent.mkdir() or path.touch())
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    learning.pendulum(seeds=1, quick=quick)
+    replay.main(replay.Args(quick=quick))
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*.csv"))
+    expected = ["pendulum/quick.csv", "replay/quick.csv"]
+    if not quick:
+        expected = ["pendulum/sac.csv", "replay/replay.csv"]
+    assert names == [str(Path(name)) for name in expected]
+
+
 @pytest.fixture(scope="module")
 def replay():
     """The benchmark, which takes Stable-Baselines3 along."""
@@ -334,13 +448,13 @@ def test_the_price_is_a_ratio_of_medians(replay):
 
 
 def test_the_buffers_that_are_timed_are_full(replay):
-    """Of priorities of many sizes, lest every draw take the same way through the tree."""
-    _, names = speed.own_updates(speed.load(TINY, "td3_per", steps=300))
-    buffer = names["replay"]
+    """Of priorities of many sizes, so that draws take different ways through the tree."""
+    ready = speed.prepare(TINY, "td3_per", size=300)
+    buffer = ready.replay
     leaves = buffer.sum[buffer.leaf :]
     assert len(buffer) == 300 and np.count_nonzero(leaves) == len(set(leaves)) - 1 == 300
     assert buffer.columns[1].min() >= -1 and buffer.columns[4].max() == 0
-    peer = replay.full_peer(300, names["env"])
+    peer = replay.full_peer(300, ready.env)
     assert peer.size() == 300 and peer.sample(9).observations.shape == (9, 3)
     assert np.count_nonzero(peer.next_observations) == 900
 

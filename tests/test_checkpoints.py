@@ -4,7 +4,7 @@ And a file that is not an intact checkpoint is refused in one line, with nothing
 """
 
 import contextlib
-import dataclasses
+import copy
 import errno
 import functools
 import importlib
@@ -12,6 +12,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import pkgutil
 import random
 import shutil
 import signal
@@ -26,19 +27,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import worlds
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 from helpers import OFF_POLICY, QUICK, child, main, metrics, run, run_dir, same, train
 
 # The bookkeeping of the off-policy scripts is one text: what it does is shown on one of them, and
-# that its parts and draws are all that there are, on each. PPO's is in test_ppo.py.
+# that its parts and draws are all that there are, on each. PPO's is its own: it goes on from an
+# iteration's end with new episodes, so that only what does not depend on these can be compared.
 ONE = ["sac_continuous"]
+PPO = "ppo_continuous"
+BOTH = [*ONE, PPO]
 
-
-def pytest_generate_tests(metafunc: Any) -> None:
-    each = metafunc.function.__name__ in ("test_killed_at_random_moments", "test_contents")
-    metafunc.parametrize("script", OFF_POLICY if each else ONE)
-
-
+one = pytest.mark.parametrize("script", ONE)
+both = pytest.mark.parametrize("script", BOTH)
+each = pytest.mark.parametrize("script", OFF_POLICY)
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows cannot catch a signal from outside")
 
 # Forked from a server that has loaded PyTorch, a process begins at once. On macOS the system's
@@ -47,6 +49,64 @@ FORKS = sys.platform == "linux"
 PROCESSES = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 if FORKS:
     PROCESSES.set_forkserver_preload(["torch._dynamo", "gymnasium", "tyro", "tqdm", "pytest"])
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
+
+
+class Dicey(worlds.Corridor):
+    """It draws from the generators that all code shares, from its own, and from one of old."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple:
+        self.old = np.random.RandomState(seed)
+        return super().reset(seed=seed)
+
+    def observe(self) -> np.ndarray:
+        own = self.np_random.normal() + self.old.normal()
+        return np.array([random.random(), np.random.normal(), own], np.float32)
+
+
+class Changing(worlds.Corridor):
+    """What it does changes between two runs, for a reason that no seed can put back."""
+
+    now = ""  # what has changed
+
+    def observe(self) -> np.ndarray:
+        changed = self.now == "start" and self.time == 0
+        changed |= self.now == "observation" and self.time == 3
+        return super().observe() + self.dtype.type(changed)
+
+    def step(self, action: np.ndarray) -> tuple:
+        obs, reward, terminated, truncated, info = super().step(action)
+        late = self.time == 3
+        terminated |= late and self.now == "terminated"
+        truncated |= late and self.now == "truncated"
+        return obs, reward + (late and self.now == "reward"), terminated, truncated, info
+
+
+class Failing(worlds.Corridor):
+    """At its 15th step it is killed, or waits for ever."""
+
+    def __init__(self, what: str):
+        super().__init__()
+        self.what = what
+        self.life = 0
+
+    def step(self, action: np.ndarray) -> tuple:
+        self.life += 1
+        if self.life == 15:
+            if self.what == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(1000)
+        return super().step(action)
+
+
+worlds.register("Dicey", Dicey, 70)
+worlds.register("Changing", Changing, 40)
+worlds.register("Failing-killed", Failing, 5, what="killed")
+worlds.register("Failing-stuck", Failing, 5, what="stuck")
+# By these names the processes of --async-envs find them too.
+DICEY = "--env-id=test_checkpoints:Dicey-v0"
+CHANGING = "--env-id=test_checkpoints:Changing-v0"
 
 
 def begin(script: str, log: Path, *flags: Any, before: Callable = bool) -> Any:
@@ -75,14 +135,20 @@ def wait_for_rows(process: Any, log: Path, folder: Path, number: int) -> None:
     wait(process, log, lambda: count() >= number)
 
 
-def at_call(patch: Any, owner: Any, name: str, number: int, happen: Callable) -> Any:
-    """Let something happen at the number-th call of owner.name, before it; return the counter."""
+def at_call(
+    patch: Any, owner: Any, name: str, number: int, happen: Callable, always: bool = False
+) -> Any:
+    """Let something happen at the number-th call of owner.name, before it; return the counter.
+
+    With `always`, at every later call too.
+    """
     real, calls = getattr(owner, name), itertools.count(1)
 
-    def hooked(*args: Any) -> Any:
-        if next(calls) == number:
+    def hooked(*args: Any, **kwargs: Any) -> Any:
+        call = next(calls)
+        if call == number or (always and call > number):
             happen(*args)
-        return real(*args)
+        return real(*args, **kwargs)
 
     patch.setattr(owner, name, hooked)
     return calls
@@ -92,18 +158,39 @@ def checkpoint(folder: Path) -> dict[str, Any]:
     return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file below it."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def same_run(a: Path, b: Path) -> None:
     """Networks, optimizers, replay, random states, counters and metrics, but for the clock's."""
-    contents = checkpoint(a), checkpoint(b)
-    for content in contents:
+    assert not [*a.glob("*.tmp"), *b.glob("*.tmp")]
+    if PPO in a.name:
+        return same_rows(a, b)
+    kept = checkpoint(a), checkpoint(b)
+    for content in kept:
         for place in ("resume", "runs_dir"):
             del content["args"][place]
-        for clock in ("seconds", "csv_size"):
-            del content["progress"][clock]
-    same(*contents)
-    same(*(torch.load(folder / "model.pt", weights_only=True) for folder in (a, b)))
+        for row in [content["progress"], *content["rows"]]:
+            row.pop("seconds")
+            row.pop("sps", None)
+    same(*kept)
+    for name in ("model.pt", "best_model.pt"):
+        same(*(torch.load(folder / name, weights_only=True) for folder in (a, b)))
     same(metrics(a), metrics(b))
-    assert not [*a.glob("*.tmp"), *b.glob("*.tmp")]
+
+
+def same_rows(a: Path, b: Path) -> None:
+    """No row is lost and none is written twice; each has the cells that it should have."""
+    filled = [
+        [(row["global_step"], {name for name, cell in row.items() if cell}) for row in metrics(x)]
+        for x in (a, b)
+    ]
+    for (step, cells), (other_step, others) in zip(*filled, strict=True):
+        assert step == other_step
+        assert {x for x in cells ^ others if not x.startswith("episodic")} == set()
+    assert checkpoint(a)["progress"]["step"] == checkpoint(b)["progress"]["step"]
 
 
 def finished(script: str, folder: Path, *flags: Any) -> Path:
@@ -129,7 +216,16 @@ def refusal(script: str, *flags: Any) -> str:
     return message
 
 
+def stopped_at(step: int, folder: Path, out: str) -> Path:
+    """The checkpoint of this step, to which the last line of the output points."""
+    path = run_dir(folder) / "checkpoint.pt"
+    assert out.splitlines()[-1] == f"stopped at step {step}: --resume {path}"
+    assert checkpoint(path.parent)["progress"]["step"] == step
+    return path
+
+
 # === Stopped =====================================================================================
+@each
 @pytest.mark.parametrize(
     "env_id, steps, kills",
     [("Pendulum-v1", 700, 20), ("Hopper-v5", 400, 3), ("HalfCheetah-v5", 400, 3)],
@@ -178,6 +274,7 @@ def die(owner: str, name: str, number: int) -> None:
 WRITES = [("torch", "save"), ("os", "fsync"), ("os", "replace")]  # once per file, in this order
 
 
+@both
 @pytest.mark.parametrize("number", [3, 4], ids=["model", "checkpoint"])
 @pytest.mark.parametrize("owner, name", WRITES)
 def test_killed_while_writing(
@@ -196,12 +293,30 @@ def test_killed_while_writing(
     same_run(run_dir(folder), expected(script, *flags))
 
 
+@pytest.mark.parametrize("script, call, step", [(*ONE, 4, 60), (PPO, 2, 20)])
+def test_killed_while_rewriting_metrics(
+    script: str, call: int, step: int, tmp_path: Path, expected: Callable
+) -> None:
+    """The first update brings new columns: the file is emptied, and at that moment the run dies."""
+    flags, log = ["--checkpoint-frequency=20"], tmp_path / "log"
+    folder = tmp_path / "killed"
+    before = functools.partial(die, "csv", "DictWriter", call)
+    process = begin(script, log, *QUICK[script], *flags, "--runs-dir", folder, before=before)
+    process.join()
+    assert process.exitcode not in (0, 1), log.read_text()
+    assert checkpoint(run_dir(folder))["progress"]["step"] == step
+    assert (run_dir(folder) / "metrics.csv").read_bytes() == b""
+    main(script, "--resume", run_dir(folder) / "checkpoint.pt")
+    same_run(run_dir(folder), expected(script, *flags))
+
+
 @posix
+@one
 def test_signals(script: str, tmp_path: Path, expected: Callable) -> None:
-    """SIGTERM and SIGINT: a checkpoint within five seconds, and a line that says how to go on."""
+    """SIGTERM, SIGINT, SIGHUP: a checkpoint within five seconds, and a line how to go on."""
     flags, folder = ["--total-timesteps=900", "--log-frequency=1"], tmp_path / "stopped"
     resume = [*QUICK[script], *flags, "--runs-dir", folder]
-    for life, number in enumerate([signal.SIGTERM, signal.SIGINT] * 2):
+    for life, number in enumerate(SIGNALS):
         log = tmp_path / f"log-{life}"
         process = begin(script, log, *resume)
         wait_for_rows(process, log, folder, 70)
@@ -217,6 +332,7 @@ def test_signals(script: str, tmp_path: Path, expected: Callable) -> None:
 
 
 @posix
+@one
 def test_signal_in_an_endless_evaluation(script: str, tmp_path: Path) -> None:
     """It does not wait for the evaluation to end."""
     flags = ["--checkpoint-frequency=100", "--eval-frequency=100", "--eval-episodes=10_000"]
@@ -232,55 +348,240 @@ def test_signal_in_an_endless_evaluation(script: str, tmp_path: Path) -> None:
     assert "100" not in [row["global_step"] for row in metrics(run_dir(folder))]
 
 
+# Before it trains, a run plays one episode of 200 steps.
+FIRST = 200
+STEP, RESET, UPDATE = (PendulumEnv, "step"), (PendulumEnv, "reset"), (torch, "randint")
+
+
+@one
 @pytest.mark.parametrize(
-    "call, step, flags",
+    "where, call, step, flags",
     [
-        (30, 30, []),  # while warming up
-        (133, 133, []),
-        (140, 140, []),  # a step that is logged
-        (200, 200, []),  # an episode's last
-        (213, 213, []),  # in the second episode
-        (240, 240, []),  # the run's last
-        (300, 240, []),  # in the last evaluation
-        (150, 100, ["--eval-frequency=100"]),  # in another
-        (150, 100, ["--eval-frequency=100", "--checkpoint-frequency=50"]),
-        (230, 230, ["--buffer-size=180"]),  # replay has begun to forget, not the episode's part
-        (133, 133, ["--updates-per-step=0.5", "--max-grad-norm=1"]),
+        (STEP, FIRST + 1, 0, []),  # the very first
+        (STEP, FIRST + 31, 30, []),  # while warming up
+        (STEP, FIRST + 134, 133, []),
+        (STEP, FIRST + 141, 140, []),  # after a step that is logged
+        (STEP, FIRST + 200, 199, []),  # an episode's last
+        (RESET, 3, 199, []),  # between two episodes
+        (STEP, FIRST + 201, 200, []),  # an episode's first
+        (STEP, FIRST + 214, 213, []),  # in the second episode
+        (STEP, FIRST + 240, 239, []),  # the run's last
+        (STEP, FIRST + 300, 240, []),  # in the last evaluation
+        (STEP, FIRST + 150, 100, ["--eval-frequency=100"]),  # in another
+        (STEP, FIRST + 150, 100, ["--eval-frequency=100", "--checkpoint-frequency=50"]),
+        (STEP, FIRST + 231, 230, ["--buffer-size=180"]),  # replay has begun to forget
+        (RESET, 5, 209, [DICEY, "--buffer-size=150"]),
+        (STEP, FIRST + 134, 133, ["--updates-per-step=0.5", "--max-grad-norm=1"]),
+        (STEP, 70 + 168, 167, [DICEY]),
+        (STEP, 70 + 100 + 70 + 68, 167, [DICEY, "--eval-frequency=100"]),
+        (UPDATE, 1 + 60, 110, []),  # it waits for the update's end
+        ((os, "fsync"), 2, 100, ["--checkpoint-frequency=100"]),  # for the file's
     ],
 )
 def test_signal_at_a_step(
-    script: str, call: int, step: int, flags: list, tmp_path: Path, expected: Callable, monkeypatch
+    script: str,
+    where: tuple,
+    call: int,
+    step: int,
+    flags: list,
+    tmp_path: Path,
+    expected: Callable,
+    monkeypatch: Any,
+    capsys: Any,
 ) -> None:
     """Wherever the signal falls the run is the same, each row is written once, in evaluation too.
 
-    `call` counts the environment's steps, those of evaluations among them.
+    `call` counts the calls of this function, in evaluations too.
     """
     whole = expected(script, *flags)
-
-    def happen(*_: Any) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):  # the second one must change nothing
-            signal.raise_signal(number)
-
-    calls = at_call(monkeypatch, PendulumEnv, "step", call, happen)
-    with pytest.raises(SystemExit) as stop:
-        main(script, *QUICK[script], *flags, "--runs-dir", tmp_path / "stopped")
-    assert next(calls) == call + 1, "steps after the signal"
-    path = run_dir(tmp_path / "stopped") / "checkpoint.pt"
-    assert stop.value.code == f"stopped at step {step}: --resume {path}"
+    number = SIGNALS[call % 3]
+    owner, name = where if DICEY not in flags else (Dicey, where[1])
+    with monkeypatch.context() as patch:
+        calls = at_call(patch, owner, name, call, lambda *_: signal.raise_signal(number))
+        with pytest.raises(SystemExit) as stop:
+            main(script, *QUICK[script], *flags, "--runs-dir", tmp_path / "stopped")
+        if name == "step":
+            assert next(calls) == call + 1, "steps after the signal"
+    assert stop.value.code == 1
+    path = stopped_at(step, tmp_path / "stopped", capsys.readouterr().out)
     main(script, "--resume", path)
+    assert "note:" not in capsys.readouterr().out
     same_run(path.parent, whole)
     logged = [row["global_step"] for row in metrics(whole)]
     assert len(set(logged)) == len(logged)
+
+
+@both
+@pytest.mark.parametrize("resumed", [False, True])
+def test_signal_while_opening(
+    script: str, resumed: bool, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """Nothing has been written yet, so nothing is."""
+    flags = [*QUICK[script], "--runs-dir", tmp_path / "runs"]
+    if resumed:
+        folder = finished(script, tmp_path / "runs", "--total-timesteps=60")
+        flags = ["--resume", folder / "checkpoint.pt", "--total-timesteps=80"]
+    before = contents(tmp_path)
+    capsys.readouterr()
+    at_call(monkeypatch, *STEP, 10, lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as stop:
+        main(script, *flags)
+    assert stop.value.code == 1 and capsys.readouterr().out == ""
+    assert contents(tmp_path) == before and (tmp_path / "runs").exists() == resumed
+
+
+def interrupt_import() -> None:
+    """Ctrl-C in the middle of the imports."""
+
+    class Finder:
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name == "tqdm":
+                os.kill(os.getpid(), signal.SIGINT)
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "tqdm"]:
+        del sys.modules[name]
+    sys.meta_path.insert(0, Finder())
+
+
+@posix
+@both
+def test_signal_while_the_libraries_load(script: str, tmp_path: Path) -> None:
+    """No traceback."""
+    log = tmp_path / "log"
+    process = begin(script, log, *QUICK[script], "--runs-dir", tmp_path, before=interrupt_import)
+    process.join()
+    assert process.exitcode == -signal.SIGINT and log.read_text() == ""
+
+
+def hang(owner: str, name: str, number: int) -> None:
+    """At this call wait for ever, also where Ctrl-C is an exception."""
+
+    def happen(*_: Any) -> None:
+        print("it hangs")
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):
+                time.sleep(1000)
+
+    at_call(pytest.MonkeyPatch(), pkgutil.resolve_name(owner), name, number, happen)
+
+
+IN_STEP = f"{PendulumEnv.__module__}:PendulumEnv", "step", FIRST + 134
+
+
+@posix
+@pytest.mark.parametrize(
+    "script, second, where",
+    [
+        (*ONE, signal.SIGINT, IN_STEP),
+        (*ONE, signal.SIGTERM, IN_STEP),
+        (*ONE, signal.SIGINT, ("os", "fsync", 4)),  # in the second checkpoint
+        (PPO, signal.SIGINT, IN_STEP),
+    ],
+    ids=["SIGINT", "SIGTERM", "writing", "ppo"],
+)
+def test_second_signal(script: str, second: int, where: tuple, tmp_path: Path) -> None:
+    """Where the first does not help, it ends the process at once. The last checkpoint is whole."""
+    log, before = tmp_path / "log", functools.partial(hang, *where)
+    flags = [*QUICK[script], "--checkpoint-frequency=100", "--runs-dir", tmp_path / "runs"]
+    process = begin(script, log, *flags, before=before)
+    wait(process, log, lambda: "it hangs" in log.read_text())
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    assert process.is_alive()
+    os.kill(process.pid, second)
+    process.join(5)
+    ended = process.exitcode
+    process.kill()
+    assert ended == -second and "Traceback" not in log.read_text()
+    assert checkpoint(run_dir(tmp_path / "runs"))["progress"]["step"] == 100
+
+
+@posix
+@both
+def test_nohup(script: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """A signal that was ignored when the run began stays ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        at_call(monkeypatch, *STEP, FIRST + 20, lambda *_: signal.raise_signal(signal.SIGHUP))
+        finished(script, tmp_path, "--total-timesteps=60")
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert "global_step=60 " in capsys.readouterr().out
 
 
 def fault(*_: Any) -> None:
     raise ZeroDivisionError("a fault of the environment's own")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+# Replay has begun to forget, and holds the last step, which is not whole.
+AT_RESET = (Dicey, "reset"), 5, 209, [DICEY, "--buffer-size=150"]
+
+
+@pytest.mark.parametrize(
+    "script, where, call, step, flags",
+    [
+        *((script, *AT_RESET) for script in OFF_POLICY),
+        (*ONE, STEP, FIRST + 134, 133, []),
+        (*ONE, STEP, FIRST + 300, 240, []),  # in the last evaluation
+        (*ONE, RESET, 3, 100, ["--eval-frequency=100"]),  # in another
+        (*ONE, (Dicey, "step"), 70 + 168, 167, [DICEY]),
+        (PPO, STEP, FIRST + 134, 120, []),
+        (PPO, STEP, FIRST + 300, 240, []),
+        (PPO, RESET, 3, 100, ["--eval-frequency=100"]),
+        (PPO, (torch, "randperm"), 2 * 5 + 2, 100, []),  # in an update, whose beginning is kept
+    ],
+)
+def test_fault(
+    script: str,
+    where: tuple,
+    call: int,
+    step: int,
+    flags: list,
+    tmp_path: Path,
+    expected: Callable,
+    monkeypatch: Any,
+    capsys: Any,
+) -> None:
+    """It keeps its traceback, and leaves a checkpoint of the last whole step."""
+    whole = expected(script, *flags)
+    with monkeypatch.context() as patch:
+        at_call(patch, *where, call, fault)
+        with pytest.raises(ZeroDivisionError) as error:
+            main(script, *QUICK[script], *flags, "--runs-dir", tmp_path)
+    assert error.traceback[-1].path.name == "test_checkpoints.py"
+    path = stopped_at(step, tmp_path, capsys.readouterr().out)
+    main(script, "--resume", path)
+    assert ("note:" in capsys.readouterr().out) == (script == PPO)
+    same_run(path.parent, whole)
+
+
+@each
+def test_fault_in_an_update(
+    script: str, tmp_path: Path, expected: Callable, monkeypatch: Any, capsys: Any
+) -> None:
+    """Half an update is no whole step: the last checkpoint stays, and it is enough."""
+    flags = ["--checkpoint-frequency=50"]
+    module = importlib.import_module(script)
+    with monkeypatch.context() as patch:
+        real = module.gradient_step
+        half = lambda *args: fault(real(*args))  # noqa: E731
+        arm = lambda *_: patch.setattr(module, "gradient_step", half)  # noqa: E731
+        at_call(patch, module.Run, "record", 120, arm)
+        with pytest.raises(ZeroDivisionError):
+            train(script, *QUICK[script], *flags, "--runs-dir", tmp_path)
+    assert "stopped at" not in capsys.readouterr().out
+    folder = run_dir(tmp_path)
+    assert checkpoint(folder)["progress"]["step"] == 100
+    main(script, "--resume", folder / "checkpoint.pt")
+    same_run(folder, expected(script, *flags))
+
+
+@both
+@pytest.mark.parametrize("number", sorted(set(SIGNALS)))
 @pytest.mark.parametrize(
     "happen, leaves",
-    [(bool, None), (signal.raise_signal, SystemExit), (fault, ZeroDivisionError)],
+    [(bool, None), (signal.raise_signal, KeyboardInterrupt), (fault, ZeroDivisionError)],
     ids=["finished", "signal", "fault"],
 )
 def test_handlers_are_restored(
@@ -295,7 +596,7 @@ def test_handlers_are_restored(
     before = signal.signal(number, own)
     try:
         if leaves:
-            at_call(monkeypatch, PendulumEnv, "step", 20, lambda *_: happen(number))
+            at_call(monkeypatch, *STEP, FIRST + 20, lambda *_: happen(number))
         with pytest.raises(leaves) if leaves else contextlib.nullcontext():
             train(script, *QUICK[script], "--total-timesteps=30", "--runs-dir", tmp_path)
         assert signal.getsignal(number) is own and not seen
@@ -303,6 +604,7 @@ def test_handlers_are_restored(
         signal.signal(number, before)
 
 
+@both
 def test_in_a_thread(script: str, tmp_path: Path, expected: Callable) -> None:
     """Where no signal can be caught, train() is the same."""
     flags = [*QUICK[script], "--runs-dir", tmp_path]
@@ -312,7 +614,85 @@ def test_in_a_thread(script: str, tmp_path: Path, expected: Callable) -> None:
     same_run(run_dir(tmp_path), expected(script))
 
 
+# === Processes of --async-envs ====================================================================
+@pytest.fixture
+def ppo() -> Any:
+    return importlib.import_module(PPO)
+
+
+@pytest.fixture
+def broken(ppo: Any, tmp_path: Path) -> Callable:
+    """Train with two processes; it must fail within seconds, and leave none of them."""
+
+    def broken(error: type, *flags: Any) -> tuple[str, Path]:
+        with pytest.raises(error) as failure:
+            begun = time.monotonic()
+            train(PPO, *QUICK[PPO], "--async-envs", "--num-envs=2", *flags, "--runs-dir", tmp_path)
+        assert time.monotonic() - begun < 20
+        assert multiprocessing.active_children() == []
+        return str(failure.value), run_dir(tmp_path)
+
+    return broken
+
+
+def kill_a_process(*_: Any) -> None:
+    process = multiprocessing.active_children()[-1]
+    process.kill()
+    process.join()
+
+
+@posix
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12: to fork with threads
+@pytest.mark.parametrize("what", ["killed", "stuck"])
+def test_failing_process(what: str, ppo: Any, broken: Callable, monkeypatch: Any) -> None:
+    monkeypatch.setattr(ppo, "ANSWER_SECONDS", 1)
+    message, folder = broken(ppo.RunError, f"--env-id=test_checkpoints:Failing-{what}-v0")
+    assert "a process of --async-envs has ended or is stuck" in message and "\n" not in message
+    assert checkpoint(folder)["progress"]["step"] == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("where, call", [("record", 43), ("after_step", 2)])
+def test_killed_process(
+    where: str, call: int, ppo: Any, broken: Callable, monkeypatch: Any, capsys: Any
+) -> None:
+    """While nothing is asked of it: between two steps of a rollout, or in an update."""
+    at_call(monkeypatch, ppo.Run, where, call, kill_a_process)
+    message, folder = broken(ppo.RunError)
+    assert "a process of --async-envs has ended or is stuck" in message and "\n" not in message
+    stopped_at(80, folder.parent, capsys.readouterr().out)
+    with monkeypatch.context():
+        main(PPO, "--resume", folder / "checkpoint.pt")
+    assert metrics(folder)[-1]["global_step"] == "240"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "happen, leaves",
+    [(fault, ZeroDivisionError)]
+    + [(lambda *_, s=s: signal.raise_signal(s), KeyboardInterrupt) for s in sorted(set(SIGNALS))],
+    ids=["fault", *(s.name for s in sorted(set(SIGNALS)))],
+)
+def test_leaving_processes(
+    happen: Callable, leaves: type, ppo: Any, broken: Callable, monkeypatch: Any, capsys: Any
+) -> None:
+    """Whatever happens in the main process while the others work, all end; none complains."""
+    at_call(monkeypatch, ppo.Workers, "step_wait", 43, happen)
+    _, folder = broken(leaves)
+    printed = capsys.readouterr()
+    stopped_at(80, folder.parent, printed.out)
+    assert "Traceback" not in printed.err
+
+
 # === Resumed =====================================================================================
+def notes(out: str) -> list[str]:
+    return [line for line in out.splitlines() if line.startswith("note: ")]
+
+
+LONGER = "note: total_timesteps is now 240, not 110; the result may differ from here on"
+
+
+@one
 @pytest.mark.parametrize("flags", [[], ["--buffer-size=150"], ["--eval-frequency=110"]])
 def test_made_longer(
     script: str, flags: list, tmp_path: Path, expected: Callable, capsys: Any
@@ -323,10 +703,10 @@ def test_made_longer(
     main(script, "--resume", folder / "checkpoint.pt", "--total-timesteps=240")
     out = capsys.readouterr().out
     same_run(folder, expected(script, *flags))
-    assert "--total-timesteps has grown" in out and "replay" in out.splitlines()[0]
-    assert "note:" not in out
+    assert notes(out) == [LONGER]
 
 
+@one
 def test_finished(script: str, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     """Resumed from within its folder, a finished run says its results again, and is the same."""
     folder = finished(script, tmp_path / "run")
@@ -341,36 +721,94 @@ def test_finished(script: str, tmp_path: Path, capsys: Any, monkeypatch: Any) ->
         same_run(folder, copy)
 
 
-def test_other_settings(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What would make it another run is refused by name, each setting, and a smaller total."""
+# What a checkpoint fixes: environment, sizes, seed and switches of the algorithm.
+FIXED = {"env_id", "env_kwargs", "max_episode_steps", "seed", "hidden_dim", "buffer_size"}
+FIXED |= {"autotune", "double_q", "surrogate", "norm_obs"}
+
+
+@pytest.mark.parametrize("script", [*OFF_POLICY, PPO])
+def test_other_settings(script: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """Refused by name, each one that the checkpoint fixes, and a smaller total; or else printed."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     path = finished(script, tmp_path, "--total-timesteps=60") / "checkpoint.pt"
-    files = {file: file.read_bytes() for file in path.parent.iterdir()}
     module = importlib.import_module(script)
-    monkeypatch.setattr(module, "EXTRAS", {})  # what is not installed is another matter
-    args = module.saved_args(str(path))
-    others = {"device": "cpu:0", "total_timesteps": 59}
-    for field in dataclasses.fields(args):
-        value = getattr(args, field.name)
-        kinds = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v + 0.001}
-        other = others.get(field.name, kinds.get(field.type, lambda v: v + "x")(value))
-        if field.name != "resume":
-            with pytest.raises(SystemExit, match=f"^error: .*{field.name}"):
-                module.train(dataclasses.replace(args, **{field.name: other}))
-    assert "gamma" in refusal(script, "--resume", path, "--gamma=0.5")
-    assert "total" in refusal(script, "--resume", path, "--total-timesteps=59")
-    assert files == {file: file.read_bytes() for file in path.parent.iterdir()}
+    others = {"env_id": "worlds:Endless-v0", "env_kwargs": '{"g": 5.0}'}
+    others |= {"num_steps": 40, "surrogate": "unclipped"}
+    kinds = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v + 0.001}
+    for name, value in checkpoint(path.parent)["args"].items():
+        other = others.get(name, kinds.get(type(value), lambda v: v + "x")(value))
+        before = contents(path.parent)
+        if name in FIXED:
+            with pytest.raises(module.RunError, match=rf"^--resume: {name} was .* cannot become"):
+                module.resume(str(path), **{name: other})
+            assert contents(path.parent) == before
+        elif name not in ("resume", "device"):
+            capsys.readouterr()
+            results = module.resume(str(path), **{name: other})
+            assert results["run_dir"] == path.parent
+            line = f"note: {name} is now {other}, not {value}; the result may differ from here on"
+            noted = notes(capsys.readouterr().out)
+            assert line in noted and len(noted) == 1 + (script == PPO)
+            assert checkpoint(path.parent)["args"][name] == other
+            module.resume(str(path), **{name: value} if name != "total_timesteps" else {})
+    with pytest.raises(module.RunError, match="device.*cannot be used"):
+        module.resume(str(path), device="cuda:99")
 
 
-@pytest.mark.parametrize("flags", [["--env-id=worlds:Stateful-v0"], ["--buffer-size=32"]])
-def test_not_put_back(script: str, flags: list, tmp_path: Path, capsys: Any) -> None:
-    """No seed restores this world; replay has lost the episode's beginning: a note, no crash."""
-    short = finished(script, tmp_path, *flags, "--total-timesteps=110")
-    assert "note:" not in capsys.readouterr().out
+@both
+def test_other_settings_on_the_command_line(script: str, tmp_path: Path, capsys: Any) -> None:
+    path = finished(script, tmp_path, "--total-timesteps=60") / "checkpoint.pt"
+    before = contents(tmp_path)
+    assert "seed was 1 and cannot become 2" in refusal(script, "--resume", path, "--seed=2")
+    refusal(script, "--resume", path, "--total-timesteps=39")
+    assert before == contents(tmp_path)
+    capsys.readouterr()
+    main(script, "--resume", path, "--gamma=0.5", "--num-threads=2", "--runs-dir=elsewhere")
+    out = capsys.readouterr().out
+    assert len(notes(out)) == 3 + (script == PPO)
+    assert "note: gamma is now 0.5, not 0.99" in out and "note: num_threads is now 2, not 1" in out
+    assert run_dir(tmp_path) == path.parent
+
+
+@one
+@pytest.mark.parametrize(
+    "flags, length, what",
+    [
+        (["--env-id=worlds:Stateful-v0"], 110, ""),
+        (["--env-id=worlds:Stateful-v0"], 120, ""),  # an episode's end
+        (["--buffer-size=32"], 110, ""),  # replay has lost the episode's beginning
+        ([CHANGING], 110, "start"),
+        ([CHANGING], 120, "start"),
+        ([CHANGING], 110, "observation"),
+        ([CHANGING], 110, "reward"),
+        ([CHANGING], 110, "terminated"),
+        ([CHANGING], 110, "truncated"),
+    ],
+)
+def test_not_put_back(
+    script: str, flags: list, length: int, what: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """No seed restores this world: a note, no crash."""
+    short = finished(script, tmp_path, *flags, f"--total-timesteps={length}")
+    assert notes(capsys.readouterr().out) == []
+    monkeypatch.setattr(Changing, "now", what)
     main(script, "--resume", short / "checkpoint.pt", "--total-timesteps=240")
-    assert capsys.readouterr().out.count("note: ") == 1
+    _, line = notes(capsys.readouterr().out)
+    assert "cannot be put back exactly: not bit for bit from here" in line
     assert metrics(short)[-1]["global_step"] == "240"
 
 
+def test_ppo_is_not_put_back(tmp_path: Path, capsys: Any) -> None:
+    """It always begins new episodes, and always says so."""
+    folder = finished(PPO, tmp_path, "--total-timesteps=60")
+    for flags, number in ([], 1), (["--total-timesteps=80"], 2):
+        capsys.readouterr()
+        main(PPO, "--resume", folder / "checkpoint.pt", *flags)
+        assert len(notes(out := capsys.readouterr().out)) == number
+        assert "note: every environment begins a new episode: not bit for bit from here" in out
+
+
+@each
 def test_contents(script: str, tmp_path: Path, expected: Callable) -> None:
     """checkpoint.pt alone goes on elsewhere; model.pt is the networks; the actor acts as it did."""
     flags = ["--per-beta=1"] if script == "td3_per_continuous" else []  # no schedule
@@ -378,10 +816,11 @@ def test_contents(script: str, tmp_path: Path, expected: Callable) -> None:
     results = train(script, *short)
     folder, alone = results["run_dir"], tmp_path / "alone"
     parts = checkpoint(folder)["parts"]
-    networks = {k for k in parts if k != "replay" and not k.endswith("optimizer")}
+    optimizers = {k for k in vars(results["agent"]) if k.endswith("optimizer")}
+    assert parts.keys() == {"agent", "replay"} | optimizers and "actor_optimizer" in optimizers
     model = torch.load(folder / "model.pt", weights_only=True)
-    same(dict(model), {f"{k}.{name}": parts[k][name] for k in networks for name in parts[k]})
-    assert {"actor", "replay", "actor_optimizer"} < parts.keys()
+    same(dict(model), dict(parts["agent"]))
+    same(dict(model), dict(results["agent"].state_dict()))
 
     actor = importlib.import_module(script).Actor(3, 1, 16)
     actor.load_state_dict(
@@ -397,20 +836,22 @@ def test_contents(script: str, tmp_path: Path, expected: Callable) -> None:
     same(checkpoint(alone)["parts"], checkpoint(expected(script, *flags))["parts"])
 
 
-def test_poisoned_parameter(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("script, call", [(*ONE, 201), (PPO, 11)])
+def test_poisoned_parameter(script: str, call: int, tmp_path: Path, monkeypatch: Any) -> None:
     """A parameter that is not finite is named, and not saved: the last good checkpoint is kept."""
     module, kept, names = importlib.import_module(script), {}, []
 
     def poison(run: Any) -> None:
         kept.update({path: path.read_bytes() for path in run.dir.glob("*.pt")})
-        name, parameter = next(run.parts["actor"].named_parameters())
+        name, parameter = next(run.agent.actor.named_parameters())
         names.append(name)
         torch.nn.init.constant_(parameter, torch.nan)
 
-    at_call(monkeypatch, module.Run, "save", 2, poison)
-    with pytest.raises(SystemExit, match="^error: step 200 of Pendulum-v1: actor.*finite") as stop:
+    at_call(monkeypatch, module.Run, "mark_whole", call, poison)
+    message = "^step 200 of Pendulum-v1: actor.*finite"
+    with pytest.raises(module.RunError, match=message) as stop:
         train(script, *QUICK[script], "--checkpoint-frequency=100", "--runs-dir", tmp_path)
-    assert f"actor.{names[0]} is not finite" in stop.value.code and "\n" not in stop.value.code
+    assert f"actor.{names[0]} is not finite" in str(stop.value) and "\n" not in str(stop.value)
     assert len(kept) == 2
     assert kept == {path: path.read_bytes() for path in run_dir(tmp_path).glob("*.pt")}
     assert checkpoint(run_dir(tmp_path))["progress"]["step"] == 100
@@ -431,11 +872,15 @@ def files_of_at_most(size: int) -> Any:
 
 
 @contextlib.contextmanager
-def room_again(script: str, folder: Path, whole: Path) -> Any:
-    """Whatever happened, the checkpoint is as it was, and the run goes on as it would have."""
+def room_again(script: str, folder: Path, whole: Path, step: int = 120) -> Any:
+    """Whatever happened, a checkpoint of this step is there, and the run goes on as it would have.
+
+    That of step 120 is the old one, untouched.
+    """
     kept = (folder / "checkpoint.pt").read_bytes()
     yield ["--resume", folder / "checkpoint.pt", "--total-timesteps=240"]
-    assert (folder / "checkpoint.pt").read_bytes() == kept
+    assert ((folder / "checkpoint.pt").read_bytes() == kept) == (step == 120)
+    assert checkpoint(folder)["progress"]["step"] == step
     assert not [*folder.glob("*.tmp")]
     main(script, "--resume", folder / "checkpoint.pt", "--total-timesteps=240")
     same_run(folder, whole)
@@ -446,11 +891,12 @@ limits = pytest.mark.skipif(os.name != "posix", reason="Windows has no limit on 
 
 
 @limits
+@both
 @pytest.mark.parametrize(
     "name, short_of", [("checkpoint.pt", 9_000), ("checkpoint.pt", 1), ("model.pt", 1)]
 )
 def test_full_disk(
-    script: str, name: str, short_of: int, tmp_path: Path, expected: Callable, capsys: Any
+    script: str, name: str, short_of: int, tmp_path: Path, expected: Callable
 ) -> None:
     """Room for all but the file's last bytes: the write fails in truth, not by a mock."""
     folder = finished(script, tmp_path / "full", *HALF)
@@ -466,9 +912,8 @@ def test_full_disk(
 
 
 @limits
-def test_full_disk_for_metrics(
-    script: str, tmp_path: Path, expected: Callable, capsys: Any
-) -> None:
+@both
+def test_full_disk_for_metrics(script: str, tmp_path: Path, expected: Callable) -> None:
     """As above, where a row of metrics.csv is what fails."""
     folder = finished(script, tmp_path, *HALF)
     with room_again(script, folder, expected(script, "--log-frequency=4")) as flags:
@@ -477,12 +922,45 @@ def test_full_disk_for_metrics(
     assert "metrics.csv" in message and os.strerror(errno.EFBIG) in message
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a full disk for tests")
+@both
+def test_full_disk_for_metrics_alone(
+    script: str, tmp_path: Path, expected: Callable, monkeypatch: Any, capsys: Any
+) -> None:
+    """There is room for a checkpoint: it is of the step whose row could not be written."""
+    folder, step = finished(script, tmp_path, *HALF), 160
+    calls = FIRST + (40 if script == PPO else 160)  # the first 120 are played again
+
+    def fill(*_: Any) -> None:
+        (folder / "metrics.csv").unlink()
+        (folder / "metrics.csv").symlink_to("/dev/full")
+
+    with room_again(script, folder, expected(script, "--log-frequency=4"), step) as flags:
+        with monkeypatch.context() as patch:
+            at_call(patch, *STEP, calls, fill)
+            message = refusal(script, *flags)
+        (folder / "metrics.csv").unlink()
+    assert "metrics.csv" in message and os.strerror(errno.ENOSPC) in message
+    assert f"stopped at step {step}: " in capsys.readouterr().out
+
+
+@both
+@pytest.mark.parametrize("always", [True, False], ids=["full", "once"])
 @pytest.mark.parametrize("number", [1, 2], ids=["model", "checkpoint"])
 @pytest.mark.parametrize("owner, name", WRITES)
 def test_failing_disk(
-    script: str, owner: str, name: str, number: int, tmp_path: Path, expected: Callable
+    script: str,
+    owner: str,
+    name: str,
+    number: int,
+    always: bool,
+    tmp_path: Path,
+    expected: Callable,
 ) -> None:
-    """Whichever system call fails: one message that names the file and the cause."""
+    """Whichever system call fails: one message that names the file and the cause.
+
+    The last checkpoint stays; where there is room again, another try succeeds.
+    """
 
     def happen(*args: Any) -> None:
         if name == "save":
@@ -490,9 +968,10 @@ def test_failing_disk(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     folder = finished(script, tmp_path, *HALF)
-    with room_again(script, folder, expected(script, "--log-frequency=4")) as flags:
+    step = 120 if always else 240
+    with room_again(script, folder, expected(script, "--log-frequency=4"), step) as flags:
         with pytest.MonkeyPatch.context() as patch:
-            at_call(patch, importlib.import_module(owner), name, number, happen)
+            at_call(patch, importlib.import_module(owner), name, number, happen, always)
             message = refusal(script, *flags)
     assert ["model.pt", "checkpoint.pt"][number - 1] in message
     assert os.strerror(errno.ENOSPC) in message
@@ -502,19 +981,32 @@ def test_failing_disk(
 @pytest.fixture
 def good(script: str, tmp_path: Path) -> Path:
     """An intact checkpoint."""
-    return finished(script, tmp_path / "good", "--total-timesteps=60") / "checkpoint.pt"
+    flags = ["--env-id=worlds:Endless-v0", "--total-timesteps=80"]
+    return finished(script, tmp_path / "good", *flags) / "checkpoint.pt"
 
 
 def refused(script: str, path: Path) -> None:
-    """Refused in one line that names the file, which stays as it is."""
-    before = path.read_bytes() if path.is_file() else None
-    beside = sorted(path.parent.iterdir())
+    """Refused in one line that names the file, which stays as it is, and all beside it."""
+    before = contents(path.parent)
     message = refusal(script, "--resume", path)
     assert str(path) in message and "can still be loaded" not in message
-    assert before == (path.read_bytes() if path.is_file() else None)
-    assert beside == sorted(path.parent.iterdir())
+    assert before == contents(path.parent)
 
 
+def refused_in_python(script: str, path: Path, content: dict) -> None:
+    """The same for a caller of resume(), which is quicker, of a file with this content."""
+    module = importlib.import_module(script)
+    torch.save(content, path)
+    before = contents(path.parent)
+    with pytest.raises(module.RunError) as refusal:
+        module.resume(str(path))
+    message = str(refusal.value)
+    assert "--resume" in message or "--gamma" in message
+    assert "\n" not in message and len(message) < 500
+    assert before == contents(path.parent)
+
+
+@both
 def test_truncated(script: str, good: Path) -> None:
     data = good.read_bytes()
     for length in (0, 1, 3, 100, len(data) // 2, len(data) - 100, len(data) - 22, len(data) - 1):
@@ -524,6 +1016,7 @@ def test_truncated(script: str, good: Path) -> None:
     main(script, "--resume", good)
 
 
+@one
 def test_one_line_and_no_traceback(script: str, good: Path) -> None:
     """The same as a user sees it."""
     good.write_bytes(good.read_bytes()[:-1])
@@ -532,8 +1025,9 @@ def test_one_line_and_no_traceback(script: str, good: Path) -> None:
     assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
 
 
+@both
 def test_flipped_bits(script: str, good: Path) -> None:
-    """One bit of fifty, and each of a tensor's entry in the archive's directory.
+    """One bit of fifty, thirty bytes, and each bit of a tensor's entry in the archive's directory.
 
     No checksum covers the directory. What is not refused is read as what it was.
     """
@@ -542,20 +1036,24 @@ def test_flipped_bits(script: str, good: Path) -> None:
     with zipfile.ZipFile(good) as archive:
         name = next(name for name in archive.namelist() if name.endswith("/data/0"))
     end = data.rindex(name.encode())
-    refused_bits = set()
-    for bit in [*dice.sample(range(8 * len(data)), 50), *range(8 * (end - 46), 8 * end)]:
+    bits = [*dice.sample(range(8 * len(data)), 50), *range(8 * (end - 46), 8 * end)]
+    flips = [(bit // 8, 1 << bit % 8) for bit in bits]
+    flips += [(place, dice.randrange(1, 256)) for place in dice.sample(range(len(data)), 30)]
+    refused_flips = set()
+    for place, change in flips:
         flipped = bytearray(data)
-        flipped[bit // 8] ^= 1 << bit % 8
+        flipped[place] ^= change
         good.write_bytes(flipped)
         try:
             same(module.read_checkpoint(str(good)), content)
-        except SystemExit as stop:
-            assert stop.code.startswith("error: ") and "\n" not in stop.code
-            refused_bits.add(bit)
+        except module.RunError as error:
+            assert str(good) in str(error) and "\n" not in str(error)
+            refused_flips.add((place, change))
     # This one makes the tensor a folder to PyTorch: not read, it holds what was in memory before,
     # which may well be what it was.
-    assert 8 * (end - 8) + 4 in refused_bits
-    assert len(refused_bits) > 200
+    assert (end - 8, 1 << 4) in refused_flips
+    assert len(refused_flips) > 200
+    assert len(refused_flips & set(flips[-30:])) > 20
 
 
 def another_archive(path: Path, good: dict) -> None:
@@ -573,7 +1071,7 @@ def a_setting_less(path: Path, good: dict) -> None:
 
 def a_siblings(path: Path, good: dict) -> None:
     """A sibling with the same settings has other parts."""
-    parts = {k: v for k, v in good["parts"].items() if k != "actor"}
+    parts = {k: v for k, v in good["parts"].items() if k != "agent"}
     torch.save(good | {"parts": parts}, path)
 
 
@@ -585,7 +1083,7 @@ FOREIGN: dict[str, Callable] = {
     "archive": another_archive,
     "tensor": lambda path, good: torch.save(torch.ones(3), path),
     "list": lambda path, good: torch.save([good], path),
-    "networks": lambda path, good: torch.save(good["parts"]["actor"], path),
+    "networks": lambda path, good: torch.save(good["parts"]["agent"], path),
     "settings": lambda path, good: torch.save({"args": list(good["args"])}, path),
     "old": lambda path, good: torch.save(good, path, _use_new_zipfile_serialization=False),
     "another setting": another_setting,
@@ -594,10 +1092,87 @@ FOREIGN: dict[str, Callable] = {
 }
 
 
+@both
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_foreign(script: str, good: Path, kind: str) -> None:
     FOREIGN[kind](good, torch.load(good, weights_only=True))
     refused(script, good)
+
+
+def with_another(content: dict, place: str, value: Any) -> dict:
+    """A copy in which this place, as in "progress/step", holds something else; None: nothing."""
+    content = copy.deepcopy(content)
+    inner, (*path, name) = content, place.split("/")
+    for step in path:
+        inner = inner[step]
+    if value is None:
+        del inner[name]
+    else:
+        inner[name] = value
+    return content
+
+
+@both
+def test_incomplete(script: str, good: Path) -> None:
+    """Without any one of its entries, or with another kind of thing in it."""
+    content = torch.load(good, weights_only=True)
+    places = ["rows", *(f"progress/{name}" for name in content["progress"])]
+    places += [f"parts/{name}" for name in content["parts"]]
+    for place in places:
+        for value in (None, "a word", torch.ones(2)):
+            if (place, str(value)[:6]) != ("progress/first_obs", "tensor"):
+                refused_in_python(script, good, with_another(content, place, value))
+    for place, value in {
+        "rows": [1],
+        "progress/metrics": dict.fromkeys(content["progress"]["metrics"], "a word"),
+        "progress/ended": [1],
+        "progress/generators": [],
+        "progress/step": content["progress"]["step"] + 20,
+        "args/gamma": "a word",
+        "args/total_timesteps": 59,
+    }.items():
+        refused_in_python(script, good, with_another(content, place, value))
+
+
+def of_another_shape(moments: dict) -> None:
+    moments["exp_avg"] = torch.zeros(5)
+
+
+def of_one_number(moments: dict) -> None:
+    """It has the right shape, but all its elements are the same four bytes of memory."""
+    moments["exp_avg_sq"] = torch.zeros(1).expand(moments["exp_avg_sq"].shape)
+
+
+def of_many_steps(moments: dict) -> None:
+    moments["step"] = torch.ones(5)
+
+
+def without_one(moments: dict) -> None:
+    del moments["exp_avg"]
+
+
+@both
+@pytest.mark.parametrize("change", [of_another_shape, of_one_number, of_many_steps, without_one])
+def test_foreign_moments(script: str, good: Path, change: Callable) -> None:
+    """An optimizer would write beyond them. Refused before anything else is touched."""
+    content = torch.load(good, weights_only=True)
+    for name in [name for name in content["parts"] if name.endswith("optimizer")]:
+        altered = copy.deepcopy(content)
+        state = altered["parts"][name]["state"]
+        if change is not of_one_number or len(state) > 1:  # the temperature is a single number
+            change(state[max(state) - 1 if len(state) > 1 else 0])
+            refused_in_python(script, good, altered)
+
+
+@each
+def test_foreign_replay(script: str, good: Path) -> None:
+    """One row does not become the whole table, nor does a table of another width fit."""
+    content = torch.load(good, weights_only=True)
+    table = content["parts"]["replay"]["table"]
+    for foreign in (table[:1], table[0], table[:-1], table[:, :-1], table[:, :1]):
+        refused_in_python(
+            script, good, with_another(content, "parts/replay/table", foreign.clone())
+        )
 
 
 class Bait:
@@ -617,6 +1192,7 @@ MALICIOUS: dict[str, Callable] = {
 }
 
 
+@both
 @pytest.mark.parametrize("kind", MALICIOUS)
 def test_malicious(script: str, good: Path, kind: str, tmp_path: Path) -> None:
     """Nothing is executed. The bait does work: a reader that trusts the file takes it."""

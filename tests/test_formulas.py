@@ -14,10 +14,12 @@ from oracles import (
     OBS,
     B,
     assert_slopes,
+    assert_targets_followed,
     gaussian_sample,
     log_normal,
     log_slope,
     q_value,
+    record,
     weights,
 )
 from torch import nn
@@ -182,29 +184,104 @@ def test_actor_gradient_through_the_reparameterised_action(monkeypatch):
     assert_slopes(objective, actor_weights, gradients, abs=1e-7)
 
 
+def new_agent(**settings):
+    return sac.Agent(OBS, ACT, sac.Args(hidden_dim=16, **settings))
+
+
 @pytest.mark.parametrize("entropy, direction", [(-2.0, 1), (0.5, -1)])
 def test_temperature_moves_towards_the_target_entropy(entropy, direction):
     """Entropy below its target (-1) raises alpha, above it lowers alpha; alpha stays positive."""
-    temperature = sac.Temperature(0.5, trainable=True)
+    agent = new_agent(alpha=0.5, alpha_lr=0.1, target_entropy_scale=1 / ACT)
+    assert agent.target_entropy == pytest.approx(-1)
     log_prob = torch.full((B,), -entropy)
-    loss = sac.temperature_loss(temperature(), log_prob, target_entropy=-1.0)
+    loss = sac.temperature_loss(agent.log_alpha.exp(), log_prob, agent.target_entropy)
     assert loss.item() == pytest.approx(-0.5 * (-entropy - 1.0))
-    (gradient,) = torch.autograd.grad(loss, temperature.log_alpha)
+    (gradient,) = torch.autograd.grad(loss, agent.log_alpha)
     assert gradient.item() == pytest.approx(
         -0.5 * (-entropy - 1.0)
     )  # d alpha / d log alpha = alpha
-    optimizer = torch.optim.Adam(temperature.parameters(), lr=0.1)
     for _ in range(300):
-        loss = sac.temperature_loss(temperature(), log_prob, target_entropy=-1.0)
-        sac.gradient_step(optimizer, loss, 0)
-        assert temperature() > 0
-    assert (temperature().item() - 0.5) * direction > 0
+        loss = sac.temperature_loss(agent.log_alpha.exp(), log_prob, agent.target_entropy)
+        sac.gradient_step(agent.alpha_optimizer, loss, 0)
+        assert agent.log_alpha.exp() > 0
+    assert (agent.log_alpha.exp().item() - 0.5) * direction > 0
 
 
-def test_a_fixed_temperature_is_what_was_asked_for():
-    for alpha in (0.0, 0.2, 5.0):
-        assert sac.Temperature(alpha, trainable=False)().item() == pytest.approx(alpha)
-    assert sac.Temperature(0.0, trainable=False)().item() == 0  # the conventional objective
+@pytest.mark.parametrize("alpha", [0.0, 0.2, 5.0])
+def test_a_fixed_temperature_is_what_was_asked_for(alpha):
+    """Also after updates; 0 is the conventional objective."""
+    agent, updates = record(sac, autotune=False, alpha=alpha, alpha_lr=1.0)
+    for value in (agent.log_alpha.exp(), *(update.returned["alpha"] for update in updates)):
+        assert value.item() == (pytest.approx(alpha) if alpha else 0)
+    assert all("temperature_loss" not in update.returned for update in updates)
+
+
+# --- updates ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("autotune", [True, False])
+def test_an_update_by_hand(autotune):
+    """Targets, losses, gradients and metrics of two updates, in which everything moves.
+
+    Each step sees the networks as the step before has left them, but the temperature is that of the
+    update's beginning. No step leaves a gradient in another network.
+    """
+    gamma, tau = 0.9, 0.3
+    moving = {"q_lr": 0.05, "policy_lr": 0.05, "alpha_lr": 0.05, "tau": tau}
+    settings = {"gamma": gamma, "alpha": 0.3, "autotune": autotune, "target_entropy_scale": 0.5}
+    agent, updates = record(sac, **settings, **moving)
+    for update in updates:
+        obs, action, reward, next_obs, terminated = (x.double().numpy() for x in update.batch)
+        alpha, metrics = np.exp(update.before["log_alpha"][0]), update.returned
+        critics, actor, *temperature = update.steps
+        next_noise, noise = update.noise
+        assert len(temperature) == autotune
+
+        # Critics.
+        nets = update.before
+        next_action, next_log_prob = gaussian_sample(nets["actor"], next_obs, next_noise)
+        next_q = [q_value(nets[q], next_obs, next_action) for q in ("q1_target", "q2_target")]
+        y = reward + gamma * (1 - terminated) * (np.min(next_q, axis=0) - alpha * next_log_prob)
+        assert list(critics.gradients) == ["q1", "q2"] and len(update.targets) == 2
+        expected = 0.0
+        for q, target in zip(("q1", "q2"), update.targets, strict=True):
+            np.testing.assert_allclose(target, y, atol=1e-4)
+            assert target.shape == (B,)
+            assert (target == update.batch.reward.numpy())[terminated == 1].all()
+            np.testing.assert_allclose(metrics[q], q_value(nets[q], obs, action), atol=1e-4)
+
+            def half_square(q=q, nets=nets, y=y, obs=obs, action=action):
+                return 0.5 * np.mean((q_value(nets[q], obs, action) - y) ** 2)
+
+            expected += half_square()
+            assert_slopes(half_square, nets[q], critics.gradients[q], rel=1e-3, abs=1e-4)
+        assert critics.loss == metrics["critic_loss"] == pytest.approx(expected, rel=1e-4)
+
+        # Actor.
+        nets = actor.before
+
+        def objective(nets=nets, obs=obs, noise=noise, alpha=alpha):
+            new_action, log_prob = gaussian_sample(nets["actor"], obs, noise)
+            smaller = np.minimum(*(q_value(nets[q], obs, new_action) for q in ("q1", "q2")))
+            return np.mean(alpha * log_prob - smaller)
+
+        _, log_prob = gaussian_sample(nets["actor"], obs, noise)
+        assert list(actor.gradients) == ["actor"]
+        assert actor.loss == metrics["actor_loss"] == pytest.approx(objective(), rel=1e-4, abs=1e-5)
+        assert_slopes(objective, nets["actor"], actor.gradients["actor"], rel=1e-3, abs=1e-4)
+        np.testing.assert_allclose(metrics["entropy"], -log_prob, atol=1e-3)
+        assert metrics["alpha"].item() == pytest.approx(alpha)
+
+        # Temperature.
+        for step in temperature:
+            slope = -alpha * np.mean(log_prob - 0.5 * ACT)
+            assert list(step.gradients) == ["log_alpha"]
+            assert step.gradients["log_alpha"] == [pytest.approx(slope, rel=1e-4)]
+            assert step.loss == metrics["temperature_loss"] == pytest.approx(slope, rel=1e-4)
+
+        assert_targets_followed(update, tau)
+    moved = updates[0].before["log_alpha"] != updates[1].before["log_alpha"]
+    assert moved == autotune
 
 
 # --- steps --------------------------------------------------------------------------------------
@@ -215,31 +292,32 @@ def gradients_of(*modules):
 
 
 def test_no_step_leaks_into_another_network():
-    actor, q1, q2 = sac.Actor(OBS, ACT, 16), sac.Critic(OBS, ACT, 16), sac.Critic(OBS, ACT, 16)
-    temperature, obs = sac.Temperature(0.2, trainable=True), torch.randn(B, OBS)
-    adam = {name: torch.optim.Adam(m.parameters()) for name, m in
-            (("actor", actor), ("q1", q1), ("temperature", temperature))}  # fmt: skip
+    agent, obs = new_agent(), torch.randn(B, OBS)
+    actor, q1, q2 = agent.actor, agent.q1, agent.q2
 
     action, log_prob = actor.sample(obs)
-    loss = sac.temperature_loss(temperature(), log_prob.detach(), -1.0)
-    sac.gradient_step(adam["temperature"], loss, 0)
+    loss = sac.temperature_loss(agent.log_alpha.exp(), log_prob.detach(), -1.0)
+    sac.gradient_step(agent.alpha_optimizer, loss, 0)
+    assert agent.log_alpha.grad is not None
     assert all(g is None for g in gradients_of(actor, q1, q2))
 
-    loss = sac.actor_loss(log_prob, q1(obs, action), q2(obs, action), temperature().detach())
-    before = copy.deepcopy(q1.state_dict()), temperature().item()
-    temperature.log_alpha.grad = None
-    sac.gradient_step(adam["actor"], loss, 0)
+    alpha = agent.log_alpha.exp().detach()
+    loss = sac.actor_loss(log_prob, q1(obs, action), q2(obs, action), alpha)
+    before = copy.deepcopy(q1.state_dict())
+    agent.log_alpha.grad = None
+    sac.gradient_step(agent.actor_optimizer, loss, 0)
     assert all(g is not None for g in gradients_of(actor))
-    assert all(g is None for g in gradients_of(q1, q2, temperature))
-    assert all(torch.equal(v, before[0][k]) for k, v in q1.state_dict().items())
-    assert temperature().item() == before[1]
+    assert all(g is None for g in gradients_of(q1, q2)) and agent.log_alpha.grad is None
+    assert all(torch.equal(v, before[k]) for k, v in q1.state_dict().items())
+    assert agent.log_alpha.exp() == alpha
 
     for p in actor.parameters():
         p.grad = None
     loss = sac.critic_loss(q1(obs, action.detach()), torch.zeros(B))
-    sac.gradient_step(adam["q1"], loss, 0)
-    assert all(g is not None for g in gradients_of(q1))
-    assert all(g is None for g in gradients_of(actor, q2, temperature))
+    loss = loss + sac.critic_loss(q2(obs, action.detach()), torch.zeros(B))
+    sac.gradient_step(agent.q_optimizer, loss, 0)
+    assert all(g is not None for g in gradients_of(q1, q2))
+    assert all(g is None for g in gradients_of(actor)) and agent.log_alpha.grad is None
 
 
 @pytest.mark.parametrize("limit", [0, 0.1, 1e9])
@@ -263,10 +341,10 @@ def test_target_networks_follow_slowly():
         0.1 * p.detach().numpy() + 0.9 * t.detach().numpy()
         for p, t in zip(q.parameters(), target.parameters(), strict=True)
     ]
-    sac.update_targets([*target.parameters()], [*q.parameters()], 0.1)
+    sac.update_target(target, q, 0.1)
     for t, e in zip(target.parameters(), expected, strict=True):
         np.testing.assert_allclose(t.detach(), e, atol=1e-7)
-    sac.update_targets([*target.parameters()], [*q.parameters()], 1.0)
+    sac.update_target(target, q, 1.0)
     assert all(torch.equal(t, p) for t, p in zip(target.parameters(), q.parameters(), strict=True))
 
 

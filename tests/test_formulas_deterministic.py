@@ -1,14 +1,24 @@
-"""Each formula of DDPG and TD3, and their updates as train() makes them, against NumPy float64."""
+"""Each formula of DDPG and TD3, and their updates, against NumPy float64."""
 
 import numpy as np
 import pytest
 import torch
-from oracles import ACT, OBS, B, assert_slopes, mlp, q_value, record, weights
+from oracles import (
+    ACT,
+    OBS,
+    B,
+    assert_slopes,
+    assert_targets_followed,
+    mlp,
+    q_value,
+    record,
+    weights,
+)
 
 import ddpg_continuous as ddpg
 import td3_continuous as td3
 
-GAMMA = 0.9
+GAMMA, TAU = 0.9, 0.3
 
 
 @pytest.fixture(autouse=True)
@@ -128,59 +138,64 @@ TRICKS = {
 
 
 @pytest.mark.parametrize("name", ["DDPG", *TRICKS])
-def test_an_update_by_hand(name, tmp_path):
-    """Targets, losses and gradients of two updates of train(), with each trick switched off.
+def test_an_update_by_hand(name):
+    """Targets, losses, gradients and metrics of two updates, with each trick switched off.
 
     The actor's gradient is the deterministic policy gradient: finite differences of -mean Q(s,
-    mu(s)) in the actor's weights alone. No step leaves a gradient in another network.
+    mu(s)) in the actor's weights alone, with Q as its own step has left it. No step leaves a
+    gradient in another network. While the actor waits, so do the slow copies.
     """
     module, settings = ddpg, {}
     if name != "DDPG":
         module, settings = td3, {"policy_noise": 0.6} | TRICKS[name]
-    seen = record(module, tmp_path, gamma=GAMMA, **settings)
-    nets = {name: weights(network) for name, network in seen.networks.items()}
+    _, updates = record(module, gamma=GAMMA, tau=TAU, q_lr=0.05, policy_lr=0.05, **settings)
     args = module.Args(**settings)
     critics = ["q"] if module is ddpg else ["q1", "q2"][: 1 + args.double_q]
     delay = getattr(args, "policy_frequency", 1)
-    assert len(seen.noise) == (2 if getattr(args, "policy_noise", 0) else 0)
 
-    steps, targets = iter(seen.steps), iter(seen.targets)
-    for number, batch in enumerate(seen.batches, start=1):
-        obs, action, reward, next_obs, terminated = (x.double().numpy() for x in batch)
+    for number, update in enumerate(updates, start=1):
+        obs, action, reward, next_obs, terminated = (x.double().numpy() for x in update.batch)
+        nets, metrics = update.before, update.returned
+        step, *actor_steps = update.steps
         next_action = mu(nets["actor_target"], next_obs)
-        if seen.noise:
-            noise = 0.6 * seen.noise[number - 1]
-            assert (abs(noise) > 0.5).any()
-            next_action = np.clip(next_action + np.clip(noise, -0.5, 0.5), -1, 1)
+        assert len(update.noise) == (getattr(args, "policy_noise", 0) > 0)
+        for noise in update.noise:
+            assert (abs(0.6 * noise) > 0.5).any()
+            next_action = np.clip(next_action + np.clip(0.6 * noise, -0.5, 0.5), -1, 1)
         next_q = [q_value(nets[q + "_target"], next_obs, next_action) for q in critics]
         y = reward + GAMMA * (1 - terminated) * np.min(next_q, axis=0)
 
-        loss, gradients = next(steps)
-        assert list(gradients) == critics
+        assert list(step.gradients) == critics and len(update.targets) == len(critics)
         expected = 0.0
-        for q in critics:
-            target = next(targets)
+        for q, target in zip(critics, update.targets, strict=True):
             np.testing.assert_allclose(target, y, atol=1e-5)
             assert target.shape == (B,)
-            assert (target == batch.reward.numpy())[terminated == 1].all()
+            assert (target == update.batch.reward.numpy())[terminated == 1].all()
 
-            def half_square(q=q, y=y, obs=obs, action=action):
+            def half_square(q=q, nets=nets, y=y, obs=obs, action=action):
                 return 0.5 * np.mean((q_value(nets[q], obs, action) - y) ** 2)
 
             expected += half_square()
-            assert_slopes(half_square, nets[q], gradients[q], rel=1e-3, abs=1e-5)
-        assert loss == pytest.approx(expected, rel=1e-5)
-        if number % delay:
-            continue
+            assert_slopes(half_square, nets[q], step.gradients[q], rel=1e-3, abs=1e-4)
+        assert step.loss == metrics["critic_loss"] == pytest.approx(expected, rel=1e-5)
+        q = critics[0]
+        np.testing.assert_allclose(metrics[q], q_value(nets[q], obs, action), atol=1e-4)
 
-        def minus_q(obs=obs):
-            return -np.mean(q_value(nets[critics[0]], obs, mu(nets["actor"], obs)))
+        assert len(actor_steps) == (number % delay == 0)
+        for step in actor_steps:
+            nets = step.before
 
-        loss, gradients = next(steps)
-        assert list(gradients) == ["actor"]
-        assert loss == pytest.approx(minus_q(), rel=1e-5, abs=1e-6)
-        assert_slopes(minus_q, nets["actor"], gradients["actor"], rel=1e-3, abs=1e-5)
-    assert not [*steps, *targets]
+            def minus_q(nets=nets, obs=obs):
+                return -np.mean(q_value(nets[critics[0]], obs, mu(nets["actor"], obs)))
+
+            assert list(step.gradients) == ["actor"]
+            loss = pytest.approx(minus_q(), rel=1e-4, abs=1e-6)
+            assert step.loss == metrics["actor_loss"] == loss
+            assert_slopes(minus_q, nets["actor"], step.gradients["actor"], rel=1e-3, abs=1e-4)
+            at_bound = np.abs(mu(nets["actor"], obs)) > 0.99
+            assert metrics["at_bound"].mean() == pytest.approx(at_bound.mean())
+        assert ("actor_loss" in metrics) == (number % delay == 0)
+        assert_targets_followed(update, TAU if number % delay == 0 else 0)
 
 
 # --- overestimation -----------------------------------------------------------------------------

@@ -3,11 +3,21 @@
 import numpy as np
 import pytest
 import torch
-from oracles import ACT, B, assert_slopes, gaussian_sample, mlp, q_value, record, weights
+from oracles import (
+    ACT,
+    B,
+    assert_slopes,
+    assert_targets_followed,
+    gaussian_sample,
+    mlp,
+    q_value,
+    record,
+    weights,
+)
 
 import sac_v1_value_net as v1
 
-GAMMA, ALPHA, SCALE, REG = 0.9, 0.3, 2.5, 0.05
+GAMMA, TAU, ALPHA, SCALE, REG = 0.9, 0.3, 0.3, 2.5, 0.05
 
 
 @pytest.fixture(autouse=True)
@@ -58,64 +68,67 @@ def test_a_reward_scale_is_an_inverse_temperature(c):
 
 
 @pytest.mark.parametrize("alpha, scale, reg", [(ALPHA, SCALE, REG), (0.0, 1.0, 0.0)])
-def test_an_update_by_hand(alpha, scale, reg, tmp_path):
-    """Targets, losses and gradients of two updates of train().
+def test_an_update_by_hand(alpha, scale, reg):
+    """Targets, losses, gradients and metrics of two updates, in which everything moves.
 
     The critics' target is Vbar's, and exactly the scaled reward where the episode terminated. V's
-    target is of a fresh action, the actor's, not of the one replayed. No step leaves a gradient in
-    another network.
+    target is of a fresh action, the actor's before its step, not of the one replayed. No step
+    leaves a gradient in another network.
     """
     settings = {"alpha": alpha, "reward_scale": scale, "policy_reg": reg, "gamma": GAMMA}
-    seen = record(v1, tmp_path, **settings)
-    nets = {name: weights(network) for name, network in seen.networks.items()}
-    assert len(seen.noise) == 2  # one draw serves the actor and V, and the critics need none
-    steps, targets = iter(seen.steps), iter(seen.targets)
-    for batch, noise in zip(seen.batches, seen.noise, strict=True):
-        obs, action, reward, next_obs, terminated = (x.double().numpy() for x in batch)
+    _, updates = record(v1, **settings, tau=TAU, q_lr=0.05, policy_lr=0.05)
+    for update in updates:
+        obs, action, reward, next_obs, terminated = (x.double().numpy() for x in update.batch)
+        critics, actor, value = update.steps
+        (noise,) = update.noise  # one draw serves the actor and V, and the critics need none
+        metrics, nets = update.returned, update.before
         y = scale * reward + GAMMA * (1 - terminated) * mlp(nets["v_target"], next_obs)[:, 0]
 
         # Critics.
-        loss, gradients = next(steps)
-        assert list(gradients) == ["q1", "q2"]
+        assert list(critics.gradients) == ["q1", "q2"] and len(update.targets) == 3
         expected = 0.0
-        for q in ("q1", "q2"):
-            target = next(targets)
+        for q, target in zip(("q1", "q2"), update.targets[:2], strict=True):
             np.testing.assert_allclose(target, y, atol=1e-5)
             assert target.shape == (B,)
-            assert (target == scale * batch.reward.numpy())[terminated == 1].all()
+            assert (target == scale * update.batch.reward.numpy())[terminated == 1].all()
+            np.testing.assert_allclose(metrics[q], q_value(nets[q], obs, action), atol=1e-4)
 
-            def half_square(q=q, y=y, obs=obs, action=action):
+            def half_square(q=q, nets=nets, y=y, obs=obs, action=action):
                 return 0.5 * np.mean((q_value(nets[q], obs, action) - y) ** 2)
 
             expected += half_square()
-            assert_slopes(half_square, nets[q], gradients[q], rel=1e-3, abs=1e-5)
-        assert loss == pytest.approx(expected, rel=1e-5)
+            assert_slopes(half_square, nets[q], critics.gradients[q], rel=1e-3, abs=1e-4)
+        assert critics.loss == metrics["critic_loss"] == pytest.approx(expected, rel=1e-5)
 
         # Actor.
-        def soft_value(obs=obs, noise=noise):
+        nets = actor.before
+
+        def soft_value(nets=nets, obs=obs, noise=noise):
             new_action, log_prob = gaussian_sample(nets["actor"], obs, noise)
             smaller = np.minimum(*(q_value(nets[q], obs, new_action) for q in ("q1", "q2")))
             return smaller - alpha * log_prob
 
-        def objective(obs=obs, soft_value=soft_value):
+        def objective(nets=nets, obs=obs, soft_value=soft_value):
             mean, log_std = np.split(mlp(nets["actor"], obs), 2, axis=1)
             return reg * (np.mean(mean**2) + np.mean(log_std**2)) - np.mean(soft_value())
 
-        loss, gradients = next(steps)
-        assert list(gradients) == ["actor"]
-        assert loss == pytest.approx(objective(), rel=1e-5)
-        assert_slopes(objective, nets["actor"], gradients["actor"], rel=1e-3, abs=1e-5)
+        assert list(actor.gradients) == ["actor"]
+        assert actor.loss == metrics["actor_loss"] == pytest.approx(objective(), rel=1e-4, abs=1e-5)
+        assert_slopes(objective, nets["actor"], actor.gradients["actor"], rel=1e-3, abs=1e-4)
+        _, log_prob = gaussian_sample(nets["actor"], obs, noise)
+        np.testing.assert_allclose(metrics["entropy"], -log_prob, atol=1e-3)
 
         # Value.
-        soft, target = soft_value(), next(targets)
-        np.testing.assert_allclose(target, soft, atol=1e-5)
+        soft, target, v = soft_value(), update.targets[2], value.before["v"]
+        np.testing.assert_allclose(target, soft, atol=1e-4)
         assert target.shape == (B,)
+        np.testing.assert_allclose(metrics["v"], mlp(v, obs)[:, 0], atol=1e-4)
 
-        def half_square(soft=soft, obs=obs):
-            return 0.5 * np.mean((mlp(nets["v"], obs)[:, 0] - soft) ** 2)
+        def half_square(soft=soft, obs=obs, v=v):
+            return 0.5 * np.mean((mlp(v, obs)[:, 0] - soft) ** 2)
 
-        loss, gradients = next(steps)
-        assert list(gradients) == ["v"]
-        assert loss == pytest.approx(half_square(), rel=1e-5)
-        assert_slopes(half_square, nets["v"], gradients["v"], rel=1e-3, abs=1e-5)
-    assert not [*steps, *targets]
+        assert list(value.gradients) == ["v"]
+        assert value.loss == metrics["value_loss"] == pytest.approx(half_square(), rel=1e-4)
+        assert_slopes(half_square, v, value.gradients["v"], rel=1e-3, abs=1e-4)
+
+        assert_targets_followed(update, TAU)

@@ -1,6 +1,7 @@
 """Hindsight replay: which goals it gives, what it makes of them, and the script that has it."""
 
 import itertools
+import math
 import os
 import random
 import re
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from helpers import QUICK, main, metrics, run_dir, same, source
+from helpers import QUICK, main, metrics, run_dir, same, source, train
 from test_checkpoints import at_call, checkpoint, refusal, same_run
 
 import her_utils
@@ -68,11 +69,89 @@ class Wide(World):
         self.observation_space = gym.spaces.Box(-bounds, bounds)
 
 
+class Pairs(World):
+    """Goals of any shape, which are judged as told; what is achieved is a random walk."""
+
+    def __init__(self, judge, shape=(2,)):
+        super().__init__(terminates=False)
+        self.judge, self.shape = judge, shape
+        box = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
+        self.observation_space = gym.spaces.Dict(dict.fromkeys(her_utils.KEYS, box))
+
+    def compute_reward(self, achieved, desired, info):
+        return self.judge(achieved, desired)
+
+    def observe(self):
+        place, goal = self.place.astype(np.float32), np.zeros(self.shape, np.float32)
+        return dict(zip(her_utils.KEYS, (place, place, goal), strict=True))
+
+    def reset(self, *, seed=None, options=None):
+        gym.Env.reset(self, seed=seed)
+        self.place = self.np_random.uniform(-1, 1, self.shape)
+        return self.observe(), {}
+
+    def step(self, action):
+        self.place = self.np_random.uniform(-1, 1, self.shape)
+        obs = self.observe()
+        reward = self.compute_reward(obs["achieved_goal"], obs["desired_goal"], {})
+        return obs, np.asarray(reward).item(), False, False, {"is_success": reward == 0}
+
+
+class Tenfold(gym.Wrapper):
+    """Rewards are ten times as large, whoever asks."""
+
+    def step(self, action):
+        obs, reward, *rest = self.env.step(action)
+        return obs, 10 * reward, *rest
+
+    def compute_reward(self, achieved, desired, info):
+        return 10 * self.env.unwrapped.compute_reward(achieved, desired, info)
+
+
+class Informed(PointReach):
+    """What its reward is stands in info: in any case, or where there is some."""
+
+    def __init__(self, always):
+        super().__init__()
+        self.always = always
+
+    def compute_reward(self, achieved, desired, info):
+        bonus = info["bonus"] if self.always else info.get("bonus", 0.0)
+        return bonus + super().compute_reward(achieved, desired, info)
+
+    def step(self, action):
+        self.point = np.clip(self.point + self.SPEED * action, -1, 1, dtype=np.float32)
+        reward = float(self.compute_reward(self.point, self.goal, {"bonus": 0.5}))
+        return self.observe(), reward, False, False, {}
+
+
+class Restless(PointReach):
+    """Each flight begins elsewhere, whatever the seed."""
+
+    resets = itertools.count()
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=next(Restless.resets))
+
+
 gym.register("Stuck-v0", World, max_episode_steps=5)
 gym.register("StuckForEver-v0", World, max_episode_steps=5, kwargs={"terminates": False})
 gym.register("Wide-v0", Wide)
 gym.register("OneStepGoal-v0", PointReach, max_episode_steps=1)
 gym.register("OneStepPlain-v0", lambda: FlattenGoal(PointReach()), max_episode_steps=1)
+gym.register("Tenfold-v0", lambda: Tenfold(PointReach()), max_episode_steps=50)
+gym.register("Informed-v0", Informed, max_episode_steps=50)
+gym.register("Restless-v0", Restless, max_episode_steps=50)
+gym.register(
+    "Untold-v0",  # the reward of its steps is another one
+    lambda: gym.wrappers.TransformReward(PointReach(), lambda reward: 10 * reward),
+    max_episode_steps=50,
+)
+gym.register(
+    "Squares-v0",
+    lambda: Pairs(lambda a, d: -float(math.dist(a.ravel(), d.ravel()) > 0.5), (2, 2)),
+    max_episode_steps=10,
+)
 
 
 def transition(number, dice=None):
@@ -198,9 +277,9 @@ def test_random_histories(capacity):
             expected = model.samplable()
             if not expected:
                 empty += 1
-                with pytest.raises(RuntimeError, match="no finished episode"):
-                    replay.sample(1)
+                assert not replay.ready()
                 continue
+            assert replay.ready()
             assert list(range(replay.oldest, replay.newest)) == sorted(expected)
             batch = replay.sample(8)
             for i, (number, goal) in enumerate(pairs(batch)):
@@ -230,15 +309,25 @@ def test_an_episode_that_lost_a_row_is_gone():
 def test_an_episode_longer_than_the_buffer():
     """Unfinished it is not sampled; finished, what is left of it is, until another row is lost."""
     replay = filled([2], unfinished=23, capacity=10)
-    with pytest.raises(RuntimeError, match="no finished episode"):
-        replay.sample(1)
+    assert not replay.ready()
     replay.end_episode()
+    assert replay.ready()
     seen = pairs(replay.sample(4_000))
     assert {n for n, _ in seen} == {*range(15, 25)}
     assert {goal for _, goal in seen if goal is not None} == {*range(15, 25)}
     replay.add(*transition(25))
-    with pytest.raises(RuntimeError, match="no finished episode"):
-        replay.sample(1)
+    assert not replay.ready()
+
+
+def test_ready_from_the_first_finished_episode_on(capsys):
+    """Until then it says no, and once why."""
+    replay = filled([], unfinished=3)
+    capsys.readouterr()
+    assert not replay.ready() and not replay.ready()
+    assert capsys.readouterr().out.count("note: updates wait for a finished episode") == 1
+    replay.end_episode()
+    capsys.readouterr()
+    assert replay.ready() and capsys.readouterr().out == ""
 
 
 def test_unknown_strategy():
@@ -262,10 +351,16 @@ def test_relabelled_rows(terminates, answer, strategy):
     """Against brute force, one row at a time, from the transitions as they were added.
 
     A goal is judged by the next achieved one; where the environment has no compute_terminated the
-    stored flag stays, as the rest does. Some goals are met and some are not.
+    stored flag stays, as the rest does. Some goals are met and some are not. Of one pair of goals
+    the environment answers with one value, whatever it makes of many.
     """
     world = World(terminates)
-    world.compute_reward = lambda *args: ANSWERS[answer](world.met(*args))
+
+    def judge(*args):
+        met = world.met(*args)
+        return ANSWERS[answer](met) if met.ndim else met
+
+    world.compute_reward = judge
     if terminates:
         world.compute_terminated = world.compute_reward
     replay = filled([5, 1, 9], world=world, dice=np.random.default_rng(1), strategy=strategy)
@@ -316,6 +411,74 @@ def test_an_environment_that_judges_one_goal_at_a_time():
     assert 0 < batch.terminated.sum() < 300
 
 
+SIDE = 0.5
+ONE_PAIR = {
+    "hypot": lambda a, d: -float(math.hypot(*(a - d)) > SIDE),
+    "and": lambda a, d: 0 if abs(a[0] - d[0]) < SIDE and abs(a[1] - d[1]) < SIDE else -1,
+    "if": lambda a, d: 0.0 if np.linalg.norm(a - d) < SIDE else -1.0,
+    "norm of all": lambda a, d: -np.linalg.norm(a - d),
+    "first number": lambda a, d: -np.abs((a - d)[0]),
+    "one number in a table": lambda a, d: np.float32([-np.abs(a - d).sum()]),
+}
+
+
+@pytest.mark.parametrize("kind", ONE_PAIR)
+def test_a_reward_that_is_written_for_one_pair_of_goals(kind):
+    """What it answers of many at once, if it answers, is not taken for their rewards."""
+    judge = ONE_PAIR[kind]
+    replay = filled([5, 1, 9], world=Pairs(judge), dice=np.random.default_rng(1))
+    replay.share = 1.0
+    torch.manual_seed(1)
+    batch = replay.sample(300)
+    for reward, next_obs in zip(batch.reward.tolist(), batch.next_obs.numpy(), strict=True):
+        assert reward == pytest.approx(np.float32(judge(next_obs[2:4], next_obs[4:6])).item())
+    assert len(set(batch.reward.tolist())) > 1
+
+
+def test_a_reward_that_is_written_for_many_pairs_of_goals():
+    """Then one pair alone is an error, which is no reason to refuse it."""
+    world = World(terminates=False)
+    world.compute_reward = lambda a, d, info: -np.linalg.norm(a - d, axis=1)
+    replay = filled([5, 1, 9], world=world, dice=np.random.default_rng(1))
+    replay.share = 1.0
+    batch = replay.sample(300)
+    expected = -np.linalg.norm(batch.next_obs[:, 2:4] - batch.next_obs[:, 4:6], axis=1)
+    np.testing.assert_allclose(batch.reward, expected, atol=1e-6)
+
+
+SQUARES = {
+    "one": lambda a, d: -float(np.linalg.norm(a - d) > 1),
+    "many": lambda a, d: -np.float32(np.linalg.norm(a - d, axis=(-2, -1)) > 1),
+    "and": lambda a, d: 0 if abs(a[0, 0] - d[0, 0]) < 1 and abs(a[1, 1] - d[1, 1]) < 1 else -1,
+}
+
+
+@pytest.mark.parametrize("kind", SQUARES)
+def test_goals_that_are_tables(kind):
+    """The judge sees them in their own shape, the networks as vectors."""
+    shapes = set()
+
+    def judge(achieved, desired):
+        shapes.update((achieved.shape, desired.shape))
+        return SQUARES[kind](achieved, desired)
+
+    env = FlattenGoal(Pairs(judge, (2, 2)))
+    assert (env.achieved, env.desired) == (slice(4, 8), slice(8, 12))
+    assert env.observation_space.shape == env.reset(seed=1)[0].shape == (12,)
+    replay = HindsightReplayBuffer(sac_her.ReplayBuffer(20, 12, 1), env)
+    dice = np.random.default_rng(1)
+    for _ in range(20):
+        replay.add(dice.normal(size=12), 0, 0, dice.normal(size=12), 0)
+    replay.end_episode()
+    replay.share = 1.0
+    batch = replay.sample(300)
+    goals = batch.next_obs.numpy().reshape(300, 3, 2, 2)[:, 1:]
+    expected = [SQUARES[kind](achieved, desired) for achieved, desired in goals]
+    assert batch.reward.tolist() == expected and len(set(expected)) == 2
+    assert all(shape[-2:] == (2, 2) for shape in shapes)
+    assert any(len(shape) == 3 for shape in shapes)  # at least when it was tried
+
+
 def test_the_environment_is_asked_once_for_the_whole_batch():
     world, calls = World(), []
     for name in ("compute_reward", "compute_terminated"):
@@ -326,7 +489,9 @@ def test_the_environment_is_asked_once_for_the_whole_batch():
             return judge(*args)
 
         setattr(world, name, ask)
-    batch = filled([8] * 4, world=world).sample(256)
+    replay = filled([8] * 4, world=world)
+    calls.clear()  # what was tried out, and the rewards of the first episode
+    batch = replay.sample(256)
     rows = [i for i, (_, goal) in enumerate(pairs(batch)) if goal is not None]
     assert [name for name, _ in calls] == ["compute_reward", "compute_terminated"]
     for _, (achieved, desired, _) in calls:
@@ -346,9 +511,8 @@ def test_share_of_relabelled_rows(k, strategy):
 
 def test_no_hindsight():
     """With k = 0 it is the plain buffer, to the last random number, and nobody is asked."""
-    world = World()
-    world.compute_reward = world.compute_terminated = None
-    replay = filled([8] * 4, k=0, world=world)
+    replay = filled([8] * 4, k=0)
+    replay.reward_of = replay.end_of = None
     torch.manual_seed(3)
     batch, after = replay.sample(100), torch.get_rng_state()
     torch.manual_seed(3)
@@ -365,17 +529,15 @@ def test_value_of_a_goal_that_is_met(env_id, value, tmp_path):
     settings = dict(env_id=env_id, total_timesteps=600, learning_starts=50, eval_episodes=1)
     settings |= dict(hidden_dim=16, batch_size=64, q_lr=1e-2, tau=0.1, gamma=0.8, num_threads=1)
     settings |= dict(alpha=0.0, autotune=False, eval_frequency=0, runs_dir=str(tmp_path))
-    parts = checkpoint(sac_her.train(sac_her.Args(**settings))["run_dir"])["parts"]
+    agent = sac_her.train(sac_her.Args(**settings))["agent"]
     met_and_unmet = torch.tensor([[0.0] * 6, [0, 0, 0, 0, 1, 1]])
-    for name in ("q1", "q2", "q1_target", "q2_target"):
-        critic = sac_her.Critic(6, 1, 16)
-        critic.load_state_dict(parts[name])
+    for critic in (agent.q1, agent.q2, agent.q1_target, agent.q2_target):
         for action in (-0.5, 0, 0.5):
             q = critic(met_and_unmet, torch.full((2, 1), action))
             assert q.tolist() == pytest.approx([value, 0], abs=0.04 * value)
 
 
-# What gives an off-policy script hindsight, as the README shows it.
+# What gives an off-policy script hindsight, as the docstring of her_utils.py says it.
 DROP_IN = [
     (
         "from tqdm import tqdm, trange\n",
@@ -383,19 +545,23 @@ DROP_IN = [
         "from her_utils import FlattenGoal, HindsightReplayBuffer\n",
     ),
     (
-        "env = gym.make(env_id, **kwargs)\n",
-        "env = FlattenGoal(gym.make(env_id, **kwargs))\n",
+        "env = gym.make(env_id, **options)\n",
+        "env = FlattenGoal(gym.make(env_id, **options))\n",
     ),
     (
-        "replay = ReplayBuffer(capacity, obs_dim, action_dim, args.device)\n",
-        "replay = HindsightReplayBuffer("
-        "ReplayBuffer(capacity, obs_dim, action_dim, args.device), env)\n",
+        "        replay = ReplayBuffer(capacity, obs_dim, action_dim, args.device)\n",
+        "        replay = ReplayBuffer(capacity, obs_dim, action_dim, args.device)\n"
+        "        replay = HindsightReplayBuffer(replay, env)\n",
     ),
     (
-        "replay.add(obs, action, reward, next_obs, terminated)\n",
-        "replay.add(obs, action, reward, next_obs, terminated)\n"
-        "            if terminated or truncated:\n"
-        "                replay.end_episode()\n",
+        "                obs = run.reset()\n",
+        "                obs = run.reset()\n                replay.end_episode()\n",
+    ),
+    (
+        "                batch = replay.sample(args.batch_size)\n",
+        "                if not replay.ready():\n"
+        "                    continue\n"
+        "                batch = replay.sample(args.batch_size)\n",
     ),
 ]
 
@@ -432,7 +598,7 @@ def batches(monkeypatch):
     return batches
 
 
-def check_rewards(batches):
+def check_rewards(batches, world):
     """Each row's reward is what the environment says of that row alone, and many meet the goal.
 
     By chance fewer than one in a hundred would.
@@ -442,20 +608,23 @@ def check_rewards(batches):
         assert not terminated.any()
         for obs, reward in zip(next_obs.numpy(), rewards.tolist(), strict=True):
             goals = obs[replay.achieved], obs[replay.desired]
-            assert reward == replay.judge.compute_reward(*goals, {})
+            assert reward == world.compute_reward(*goals, {})
             seen.append(reward)
-    assert set(seen) == {-1, 0} and seen.count(0) > 0.07 * len(seen)
+    assert len(set(seen)) == 2 and seen.count(0) > 0.07 * len(seen)
 
 
 def stop_at(patch, step, number=None):
-    """At that step of PointReach's life a signal arrives, or else the run fails."""
+    """In that step of the run a signal arrives, or else the environment fails.
+
+    Before the first step a flight of 50 is played in evaluation.
+    """
 
     def happen(*args):
         if number is None:
             raise ZeroDivisionError
         signal.raise_signal(number)
 
-    at_call(patch, PointReach, "step", step, happen)
+    at_call(patch, PointReach, "step", 50 + step, happen)
 
 
 @pytest.mark.parametrize("script", ["td3_continuous", "ddpg_continuous"])
@@ -464,7 +633,7 @@ def test_it_drops_into(script, with_her, batches, tmp_path, monkeypatch):
     flags = [*FLAGS, "--env-id=PointReach-v0", "--checkpoint-frequency=170", "--runs-dir"]
     with_her(script, *flags, tmp_path / "whole")
     assert len(batches) == 160
-    check_rewards(batches)
+    check_rewards(batches, PointReach())
     whole = run_dir(tmp_path / "whole")
     parts = checkpoint(whole)["parts"]
     assert (parts["replay"]["oldest"], parts["replay"]["newest"]) == (0, 200)
@@ -473,6 +642,7 @@ def test_it_drops_into(script, with_her, batches, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         with_her(script, *flags, tmp_path / "stopped")
     stopped = run_dir(tmp_path / "stopped")
+    assert checkpoint(stopped)["progress"]["step"] == 198
     with_her(script, "--resume", stopped / "checkpoint.pt")
     same_run(stopped, whole)
 
@@ -501,11 +671,16 @@ def test_same_seed_same_run(whole, tmp_path):
 
 
 @pytest.mark.parametrize("step", [30, 75, 150, 175, 220])
-def test_stopped_by_a_signal(step, whole, tmp_path, monkeypatch):
-    """While warming up, in mid-flight, at a flight's end, after one was forgotten, at the end."""
-    stop_at(monkeypatch, step, signal.SIGINT)
-    with pytest.raises(SystemExit, match=f"stopped at step {step}: "):
+def test_stopped_by_a_signal(step, whole, tmp_path, monkeypatch, capsys):
+    """While warming up, in mid-flight, at a flight's end, after one was forgotten, at the end.
+
+    The step in which it arrives is not whole, so the one before it counts: the last of a flight
+    at 150. After the run's last step it falls into the evaluation.
+    """
+    stop_at(monkeypatch, step + 1, signal.SIGINT)
+    with pytest.raises(SystemExit, match="^1$"):
         main(SCRIPT, *FLAGS, "--buffer-size=120", "--runs-dir", tmp_path)
+    assert f"\nstopped at step {step}: --resume {run_dir(tmp_path)}" in capsys.readouterr().out
     main(SCRIPT, "--resume", run_dir(tmp_path) / "checkpoint.pt")
     same_run(run_dir(tmp_path), whole)
     replay = checkpoint(run_dir(tmp_path))["parts"]["replay"]
@@ -515,16 +690,55 @@ def test_stopped_by_a_signal(step, whole, tmp_path, monkeypatch):
     assert replay["end"][rows].tolist() == [150] * 50 + [200] * 50
 
 
-def test_failed_between_checkpoints(whole, tmp_path, monkeypatch):
-    """What came after the last checkpoint comes again."""
-    stop_at(monkeypatch, 190)
-    flags = [*FLAGS, "--buffer-size=120", "--checkpoint-frequency=130"]
+@pytest.mark.parametrize("reset", [2, 4])
+def test_failed_between_two_flights(reset, whole, tmp_path, monkeypatch):
+    """The transition before it is stored, but its step is not whole, and comes again.
+
+    Resets: one to try the judges out, one for evaluation, then the flights, from 0 on.
+    """
+
+    def fault(*_):
+        raise ZeroDivisionError
+
+    at_call(monkeypatch, PointReach, "reset", 3 + reset, fault)
     with pytest.raises(ZeroDivisionError):
-        main(SCRIPT, *flags, "--runs-dir", tmp_path)
-    assert checkpoint(run_dir(tmp_path))["progress"]["step"] == 130
+        main(SCRIPT, *FLAGS, "--buffer-size=120", "--runs-dir", tmp_path)
+    stopped = checkpoint(run_dir(tmp_path))
+    assert stopped["progress"]["step"] == 50 * reset - 1 == stopped["parts"]["replay"]["added"]
+    assert stopped["parts"]["replay"]["newest"] == 50 * (reset - 1)
     main(SCRIPT, "--resume", run_dir(tmp_path) / "checkpoint.pt")
-    same(checkpoint(run_dir(tmp_path))["parts"], checkpoint(whole)["parts"])
-    same(metrics(run_dir(tmp_path)), metrics(whole))
+    same_run(run_dir(tmp_path), whole)
+
+
+def test_killed_between_checkpoints(whole, tmp_path, monkeypatch):
+    """What came after the last checkpoint comes again: here it goes on from a copy of the folder.
+
+    It is made 60 steps after that, when metrics.csv has got three more rows.
+    """
+    killed = tmp_path / "killed"
+    copy = lambda *_: shutil.copytree(run_dir(tmp_path / "runs"), killed)  # noqa: E731
+    at_call(monkeypatch, PointReach, "step", 50 + 190, copy)
+    flags = [*FLAGS, "--buffer-size=120", "--checkpoint-frequency=130"]
+    main(SCRIPT, *flags, "--runs-dir", tmp_path / "runs")
+    assert checkpoint(killed)["progress"]["step"] == 130
+    assert metrics(killed)[-1]["global_step"] == "180"
+    main(SCRIPT, "--resume", killed / "checkpoint.pt")
+    for folder in (killed, run_dir(tmp_path / "runs")):
+        same(checkpoint(folder)["parts"], checkpoint(whole)["parts"])
+        same(metrics(folder), metrics(whole))
+
+
+def test_a_flight_that_cannot_be_put_back_has_ended(tmp_path, capsys):
+    """Hindsight does not take the next flight for the rest of it."""
+    flags = ["--total-timesteps=75", "--env-id=Restless-v0", "--runs-dir", tmp_path]
+    folder = train(SCRIPT, *FLAGS, *flags)["run_dir"]
+    capsys.readouterr()
+    main(SCRIPT, "--resume", folder / "checkpoint.pt", "--total-timesteps=130")
+    assert "note: this environment cannot be put back exactly" in capsys.readouterr().out
+    replay = checkpoint(folder)["parts"]["replay"]
+    assert (replay["oldest"], replay["newest"]) == (0, 125)
+    assert replay["begin"][:125].tolist() == [0] * 50 + [50] * 25 + [75] * 50
+    assert replay["end"][:125].tolist() == [50] * 50 + [75] * 25 + [125] * 50
 
 
 def test_a_longer_run_has_a_larger_buffer(tmp_path):
@@ -551,15 +765,33 @@ def test_it_stands_alone_with_her_utils(tmp_path):
     assert f" eval_success_rate={rate} " in line and 4 * float(rate) in range(5)
 
 
+def flight(*met, key="is_success"):
+    return [(None, None, 0.0, None, False, {key: x}) for x in met]
+
+
 def test_success_rate():
     """What counts is the end: not what was met on the way, nor how long it took."""
-
-    def flight(*met):
-        return [(None, None, 0.0, None, False, {"is_success": x}) for x in met]
-
     flights = [flight(0.0, 1.0), flight(1.0, 0.0), flight(np.True_), flight(False, False, False)]
-    assert success_rate(flights) == 0.5
-    assert success_rate(flights[:1]) == 1 and success_rate(flights[1:2]) == 0
+    for some, rate in [(flights, 0.5), (flights[:1], 1), (flights[1:2], 0)]:
+        assert success_rate(some) == {"eval_success_rate": rate}
+    assert success_rate([flight(0.0, 1.0, key="success")]) == {"eval_success_rate": 1}
+
+
+@pytest.mark.parametrize("ends", [["luck"], ["luck", "is_success"], ["is_success", "success"]])
+def test_no_success_rate(ends, capsys):
+    """If an episode's end does not tell, there is none, and a note."""
+    assert success_rate([flight(1.0, key=key) for key in ends]) == {}
+    assert capsys.readouterr().out.count("note: info has no is_success") == 1
+
+
+def test_a_task_that_does_not_tell_its_success(tmp_path, capsys):
+    """It trains all the same. The note comes before the first step."""
+    flags = ["--env-id=Informed-v0", '--env-kwargs={"always": false}', "--eval-frequency=70"]
+    main(SCRIPT, *FLAGS, *flags, "--runs-dir", tmp_path)
+    out, rows = capsys.readouterr().out, metrics(run_dir(tmp_path))
+    assert out.index("note: info has no is_success") < out.index("replay takes")
+    assert rows[-1]["eval_return_mean"] and "eval_success_rate" not in rows[-1]
+    assert "eval_success_rate" not in out.replace("so there is no eval_success_rate", "")
 
 
 def test_the_success_rate_of_a_run(tmp_path, monkeypatch):
@@ -569,17 +801,18 @@ def test_the_success_rate_of_a_run(tmp_path, monkeypatch):
     settings |= dict(num_threads=1, eval_episodes=12, runs_dir=str(tmp_path))
     args = sac_her.Args(**settings)
     results = sac_her.train(args)
-    flights = sac_her.evaluate(results["actor"], args)
+    flights = sac_her.evaluate(results["actor"], sac_her.make_env(args.env_id), args)
     succeeded = sum(flight[-1][2] == 0 for flight in flights)
     assert 0 < succeeded < 12 and results["eval_success_rate"] == succeeded / 12
 
 
 def test_the_wrong_kind_of_environment(tmp_path, capsys):
-    """Each of two scripts names the other, in one line, and makes no folder."""
+    """One line, which says where it belongs, and no folder."""
     flags = [*FLAGS, "--runs-dir", tmp_path / "runs", "--env-id"]
     for env_id in ("Pendulum-v1", "Wide-v0", "worlds:Odd-dictionary-v0"):
         message = refusal(SCRIPT, *flags, env_id)
-        assert env_id in message and "no goals" in message and "sac_continuous.py" in message
+        assert env_id in message and "no goals" in message and "for the other scripts" in message
+        assert "gymnasium.wrappers.FlattenObservation" in message
     message = refusal("sac_continuous", *flags, "her_utils:PointReach-v0")
     assert "her_utils:PointReach-v0" in message and "sac_her_continuous.py" in message
     assert not (tmp_path / "runs").exists() and capsys.readouterr() == ("", "")
@@ -595,9 +828,51 @@ def test_wrong_flag(flag, value, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_no_finished_episode_at_the_first_update(tmp_path):
-    with pytest.raises(RuntimeError, match="no finished episode"):
-        main(SCRIPT, *FLAGS, "--learning-starts=30", "--runs-dir", tmp_path)
+def test_no_finished_episode_at_the_first_update(batches, tmp_path, capsys):
+    """Updates wait for the end of the first flight, and one note says so."""
+    main(SCRIPT, *FLAGS, "--learning-starts=30", "--runs-dir", tmp_path)
+    assert capsys.readouterr().out.count("note: updates wait for a finished episode") == 1
+    assert len(batches) == 220 - 49
+    rows = metrics(run_dir(tmp_path))
+    assert [row["critic_loss"] != "" for row in rows[:3]] == [False, False, True]
+
+
+# === Who judges ===================================================================================
+def test_rewards_are_those_of_the_outermost_wrapper_that_has_compute_reward(
+    batches, tmp_path, capsys
+):
+    main(SCRIPT, *FLAGS, "--env-id=Tenfold-v0", "--runs-dir", tmp_path)
+    check_rewards(batches, Tenfold(PointReach()))
+    assert len(batches) == 160 and "note:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--env-id=Untold-v0"], ["--env-id=Informed-v0", '--env-kwargs={"always": false}']],
+    ids=["wrapper", "info"],
+)
+def test_a_note_where_steps_are_rewarded_otherwise(flags, tmp_path, capsys):
+    """Once, when the first flight has ended."""
+    note = "note: step() and compute_reward give different rewards"
+    main(SCRIPT, *FLAGS, *flags, "--total-timesteps=49", "--runs-dir", tmp_path)
+    assert note not in capsys.readouterr().out
+    main(SCRIPT, *FLAGS, *flags, "--runs-dir", tmp_path)
+    assert capsys.readouterr().out.count(note) == 1
+
+
+def test_a_reward_that_needs_info(tmp_path, capsys):
+    """Hindsight has none: it is refused before anything is written."""
+    flags = ["--env-id=Informed-v0", '--env-kwargs={"always": true}']
+    message = refusal(SCRIPT, *FLAGS, *flags, "--runs-dir", tmp_path / "runs")
+    assert "compute_reward cannot judge" in message and "KeyError('bonus')" in message
+    assert "empty info" in message
+    assert not (tmp_path / "runs").exists() and capsys.readouterr() == ("", "")
+
+
+def test_a_task_whose_goals_are_tables(batches, tmp_path, capsys):
+    main(SCRIPT, *FLAGS, "--env-id=Squares-v0", "--runs-dir", tmp_path)
+    assert batches and metrics(run_dir(tmp_path))[-1]["critic_loss"]
+    assert "note:" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("k, strategy", [*enumerate(STRATEGIES)])
@@ -654,7 +929,7 @@ def test_point_reach_is_hopeless_by_chance():
         distance = np.abs(start["desired_goal"] - start["achieved_goal"]).max()
         assert distance < 50 * PointReach.SPEED
         flights.append(flight)
-    assert success_rate(flights) < 0.05
+    assert success_rate(flights)["eval_success_rate"] < 0.05
 
 
 def test_point_reach_flies_where_it_is_told_and_judges_many_at_once():
@@ -684,7 +959,9 @@ def test_flattened_goals():
     assert np.array_equal(goals["desired_goal"], world.goal)
     assert obs.dtype == np.float32 and env.observation_space.contains(obs)
     assert np.array_equal(obs, [*world.point, *world.point, *world.goal])
-    assert env.goals == (slice(3, 6), slice(6, 9), world)
+    assert (env.achieved, env.desired) == (slice(3, 6), slice(6, 9))
+    goals = np.float32([[0, 0, 0], [0, 0, 0.2]])
+    assert env.reward_of(goals, goals[[0, 0]]).tolist() == [0, -1] and env.end_of is None
 
 
 def test_fetch_reach(batches, tmp_path):
@@ -693,4 +970,4 @@ def test_fetch_reach(batches, tmp_path):
     flags = ["--env-id=gymnasium_robotics:FetchReach-v4", "--total-timesteps=200"]
     main(SCRIPT, *FLAGS, *flags, "--runs-dir", tmp_path)
     assert len(batches) == 140 and metrics(run_dir(tmp_path))[-1]["eval_success_rate"]
-    check_rewards(batches)
+    check_rewards(batches, gym.make("gymnasium_robotics:FetchReach-v4").unwrapped)

@@ -1,6 +1,6 @@
 """From the same weights, batch and noise: the losses and gradients of Stable-Baselines3.
 
-Ours are of two updates as train() makes them, so that the delayed actor of TD3 is among them.
+Ours are of two calls of update(), so that the delayed actor of TD3 is among them.
 Gradients, not the parameters after a step: Adam hides a gradient's scale.
 """
 
@@ -98,22 +98,24 @@ CASES = {
 
 @pytest.mark.parametrize("seed", [1, 2, 3])  # so that each critic is the smaller one somewhere
 @pytest.mark.parametrize("case", CASES)
-def test_losses_and_gradients_are_those_of_the_peer(case, seed, tmp_path, monkeypatch):
+def test_losses_and_gradients_are_those_of_the_peer(case, seed, monkeypatch):
     name, (settings, peers_settings) = case.split()[0], CASES[case]
     module = importlib.import_module(f"{name.lower()}_continuous")
     # Narrow, for where tanh saturates the peer's SAC is wrong: it adds 1e-6 to the slope.
     settings = settings | {"gamma": GAMMA, "hidden_dim": HIDDEN, "spread": 0.2, "seed": seed}
-    seen = record(module, tmp_path, **settings)
+    agent, updates = record(module, **settings)  # at a learning rate of 0: its weights stay
 
-    noise = seen.noise
+    noise = [noise for update in updates for noise in update.noise]
     if name == "SAC":  # we act on s' first, then on s; the peer the other way round
         noise = [noise[i] for i in (1, 0, 3, 2)]
     if name == "DDPG":  # the peer draws, but clips the noise to nothing
         noise = [torch.ones(B, ACT)] * 2
-    peer = make_peer(name, seen.networks, **peers_settings)
-    expected = updates_of(peer, seen.batches, noise, monkeypatch)
-    kinds = {"actor": "actor", "temperature": "ent_coef"}
-    ours = [(kinds.get(next(iter(g)), "critic"), loss, g.values()) for loss, g in seen.steps]
+    peer = make_peer(name, dict(agent.named_children()), **peers_settings)
+    expected = updates_of(peer, [update.batch for update in updates], noise, monkeypatch)
+    kinds, ours = {"actor": "actor", "log_alpha": "ent_coef"}, []
+    for step in [step for update in updates for step in update.steps]:
+        first, *_ = step.gradients
+        ours.append((kinds.get(first, "critic"), step.loss, step.gradients.values()))
     counts = collections.Counter(kind for kind, *_ in ours)
     assert counts == collections.Counter(kind for kind, *_ in expected)
     assert counts["critic"] == 2 and counts["actor"] == (1 if case == "TD3" else 2)
@@ -146,6 +148,6 @@ def test_target_networks_are_those_of_the_peer():
     q, target = sac.Critic(2, 1, HIDDEN), sac.Critic(2, 1, HIDDEN)
     expected = copy.deepcopy(target)
     polyak_update(q.parameters(), expected.parameters(), 0.3)
-    sac.update_targets([*target.parameters()], [*q.parameters()], 0.3)
+    sac.update_target(target, q, 0.3)
     for got, theirs in zip(target.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(got, theirs)

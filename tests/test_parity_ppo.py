@@ -1,6 +1,7 @@
 """From the same weights and data: the losses, gradients and advantages of Stable-Baselines3's PPO.
 
-Ours are of updates as train() makes them. The policy moves between them, so that ratios leave 1.
+Ours are of gradient steps as train() makes them. The policy moves between them, so that ratios
+leave 1.
 """
 
 import dataclasses
@@ -23,16 +24,16 @@ HIDDEN, STEPS, ENVS, EPSILON = 8, 15, 2, 0.2
 
 
 def train(tmp_path, monkeypatch, **settings):
-    """An iteration of train(): what each update began with, and what it came to."""
-    seen, live = {"weights": [], "losses": [], "gradients": []}, {}
+    """An iteration of train(): what each gradient step began with, and what it came to."""
+    seen, parts = {"weights": [], "losses": [], "gradients": []}, []
     start, gradient_step, sample = ppo.Run.start, ppo.gradient_step, ppo.minibatches
 
-    def begin(run, envs):
-        live.update(run.parts)
-        for network in (live["actor"], live["critic"]):
-            for parameter in network.parameters():
-                torch.nn.init.normal_(parameter, std=0.4)
-        return start(run, envs)
+    def begin(run, envs, agent):
+        parts.extend([agent.actor.log_std, *agent.actor.net.parameters()])
+        parts.extend(agent.critic.parameters())
+        for parameter in parts:
+            torch.nn.init.normal_(parameter, std=0.4)
+        return start(run, envs, agent)
 
     def watch(name):
         real, seen[name] = getattr(ppo, name), []
@@ -49,8 +50,6 @@ def train(tmp_path, monkeypatch, **settings):
         return iter(seen["rows"])
 
     def step(optimizer, loss, max_grad_norm):
-        parts = [live["actor"].log_std, *live["actor"].net.parameters()]
-        parts += live["critic"].parameters()
         seen["weights"].append([p.detach().clone() for p in parts])
         gradient_step(optimizer, loss, max_grad_norm)
         seen["losses"].append(loss.item())
@@ -107,13 +106,14 @@ def test_losses_and_gradients_are_those_of_the_peer(norm_adv, limit, tmp_path, m
     settings |= {"num_minibatches": 1 if norm_adv else 2}
     actor, seen = train(tmp_path, monkeypatch, **settings)
 
-    batch = seen["gae"][1][0][0]  # the first call is for the scale of the rewards
-    moments = ppo.Moments(OBS)  # what an actor's first iteration saw
+    (((batch, *_), advantage),) = seen["gae"]
+    advantage = advantage.flatten()
     fresh = ppo.Actor(OBS, ACT, HIDDEN)
-    fresh.moments = moments
+    fresh.moments.update(batch.obs.flatten(0, 1))  # a first iteration's observations are its own
     state = fresh.normalise(batch.obs).flatten(0, 1)
-    advantage = seen["gae"][1][1].flatten()
     old_log_prob = seen["gaussian_log_prob"][0][1].flatten()
+    for name in ("surrogate", "value_loss"):
+        del seen[name][-1]  # of the whole batch, for metrics.csv
     samples, ratios = [], []
     for rows, (of_gain, _), (of_value, _) in zip(
         seen["rows"], seen["surrogate"], seen["value_loss"], strict=True
@@ -184,7 +184,7 @@ def test_advantages_are_those_of_the_peer(lam):
     buffer.compute_returns_and_advantage(torch.from_numpy(value[-1]), ended[-1])
 
     flags = (torch.from_numpy(flag).float() for flag in (terminated, ended))
-    batch = ppo.Batch(None, None, torch.from_numpy(reward), None, *flags)
+    batch = ppo.Rollout(None, None, torch.from_numpy(reward), None, *flags)
     values = torch.from_numpy(value[:-1]), torch.from_numpy(next_value)
     got = ppo.gae(batch, *values, gamma, lam)
     np.testing.assert_allclose(got, buffer.advantages, atol=1e-5)

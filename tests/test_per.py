@@ -2,7 +2,6 @@
 
 import math
 import signal
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,18 @@ from gymnasium.envs.classic_control.pendulum import PendulumEnv
 from helpers import QUICK, main, metrics, run_dir, same
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from oracles import ACT, OBS, WORLD, B, assert_slopes, mlp, q_value, weights
+from oracles import (
+    ACT,
+    OBS,
+    WORLD,
+    B,
+    assert_slopes,
+    assert_targets_followed,
+    mlp,
+    q_value,
+    spread_out,
+    watch,
+)
 from test_checkpoints import at_call, checkpoint, refusal, same_run
 
 import td3_continuous as td3
@@ -21,7 +31,7 @@ from td3_per_continuous import PrioritizedReplayBuffer, critic_loss, importance_
 SCRIPT = "td3_per_continuous"
 FLAGS = [*QUICK[SCRIPT], "--buffer-size=180"]
 EPSILON = 2.0**-53  # torch.rand draws multiples of it in float64, from 0 to 1 - EPSILON
-GAMMA = 0.9
+GAMMA, TAU = 0.9, 0.3
 
 
 def transition(number):
@@ -293,7 +303,7 @@ def test_priority(critics, alpha):
     """The larger error of the two, whatever its sign; of no error too it is above 0."""
     errors = 3 * np.random.default_rng(critics).normal(size=(critics, B))
     errors[:, 0], errors[:, 1] = 0, -5
-    tensors = [torch.tensor(e, dtype=torch.float32, requires_grad=True) for e in errors]
+    tensors = [torch.tensor(e, dtype=torch.float32) for e in errors]
     p = priority(tensors, alpha)
     assert isinstance(p, np.ndarray) and p.dtype == np.float64 and p.shape == (B,)
     np.testing.assert_allclose(p, [(max(abs(e)) + 0.01) ** alpha for e in errors.T], rtol=1e-6)
@@ -328,24 +338,21 @@ def test_critic_loss():
 
 # === The updates of train() =======================================================================
 def watched(tmp_path, **changed):
-    """The four updates of a short run on made-up transitions: what went in and what came out.
+    """The four updates of a short run on made-up transitions, each as watch() describes it, and
 
-    before      priorities at the draw; those of the first are made up, of many magnitudes
-    batch, rows, probability, weight
-    steps       of the optimizers: all networks' weights before it, the loss, gradients by network
-    after       priorities at the update's end
+    p_before            priorities at the draw; those of the first are made up, of many magnitudes
+    rows, probability   what was drawn
+    weight              what update() was given
+    errors              what it returned
+    p_after             priorities at the update's end
     """
-    seen, live, dice = [], {}, np.random.default_rng(5)
-    start, gradient_step, weigh = per.Run.start, per.gradient_step, per.importance_weight
-    buffer = PrioritizedReplayBuffer
+    seen, drawn, dice = [], {}, np.random.default_rng(5)
+    start, update, buffer = per.Run.start, per.update, PrioritizedReplayBuffer
     add, sample, update_priorities = buffer.add, buffer.sample, buffer.update_priorities
 
-    def begin(run, env):
-        live.update({k: v for k, v in run.parts.items() if isinstance(v, torch.nn.Module)})
-        for network in live.values():
-            for parameter in network.parameters():
-                torch.nn.init.normal_(parameter, std=0.4)
-        return start(run, env)
+    def begin(run, env, agent, replay):
+        spread_out(agent)
+        return start(run, env, agent, replay)
 
     def made_up(replay, *transition):
         obs, next_obs = dice.normal(size=(2, OBS))
@@ -354,40 +361,31 @@ def watched(tmp_path, **changed):
     def noted_sample(replay, batch_size):
         if not seen:
             update_priorities(replay, np.arange(len(replay)), spread(len(replay), 2))
-        update = SimpleNamespace(before=leaves(replay), steps=[])
-        update.batch, update.rows, update.probability = sample(replay, batch_size)
-        seen.append(update)
-        return update.batch, update.rows, update.probability
+        drawn["p_before"] = leaves(replay)
+        batch, drawn["rows"], drawn["probability"] = sample(replay, batch_size)
+        return batch, drawn["rows"], drawn["probability"]
 
-    def noted_weight(*args):
-        seen[-1].weight = weigh(*args)
-        return seen[-1].weight
+    def noted_update(agent, batch, weight, args, number):
+        seen.append(watch(per, update, agent, batch, weight, args, number))
+        seen[-1].weight = weight
+        vars(seen[-1]).update(drawn)
+        seen[-1].metrics, seen[-1].errors = seen[-1].returned
+        return seen[-1].returned
 
-    def noted_update(replay, rows, values):
+    def noted_priorities(replay, rows, values):
         update_priorities(replay, rows, values)
         if np.size(rows) > 1:
-            seen[-1].after = leaves(replay)
-
-    def step(optimizer, loss, max_grad_norm):
-        before = {name: weights(network) for name, network in live.items()}
-        for network in live.values():
-            network.zero_grad(set_to_none=True)
-        gradient_step(optimizer, loss, max_grad_norm)
-        gradients = {name: [p.grad for p in part.parameters()] for name, part in live.items()}
-        touched = {k: v for k, v in gradients.items() if any(g is not None for g in v)}
-        copies = {k: [g.double().numpy().copy() for g in v] for k, v in touched.items()}
-        seen[-1].steps.append((before, loss.item(), copies))
+            seen[-1].p_after = leaves(replay)
 
     fixed = dict(env_id=WORLD, num_threads=1, hidden_dim=8, eval_episodes=1, log_frequency=1)
-    fixed |= dict(learning_starts=14, total_timesteps=18, batch_size=B, gamma=GAMMA, tau=0.3)
+    fixed |= dict(learning_starts=14, total_timesteps=18, batch_size=B, gamma=GAMMA, tau=TAU)
     fixed |= dict(q_lr=0.05, policy_lr=0.05, policy_noise=0.0, runs_dir=str(tmp_path))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(per.Run, "start", begin)
-        patch.setattr(per, "gradient_step", step)
-        patch.setattr(per, "importance_weight", noted_weight)
+        patch.setattr(per, "update", noted_update)
         patch.setattr(buffer, "add", made_up)
         patch.setattr(buffer, "sample", noted_sample)
-        patch.setattr(buffer, "update_priorities", noted_update)
+        patch.setattr(buffer, "update_priorities", noted_priorities)
         per.train(per.Args(**fixed | changed))
     assert len(seen) == 4
     return seen
@@ -413,9 +411,9 @@ def test_an_update_by_hand(kind, tmp_path):
     seen = watched(tmp_path, **KINDS[kind])
     logged = metrics(run_dir(tmp_path))[-4:]
     for number, (update, row) in enumerate(zip(seen, logged, strict=True), start=1):
-        nets, loss, gradients = update.steps[0]
+        nets, (step, *actor_steps) = update.before, update.steps
         obs, action, reward, next_obs, terminated = (x.double().numpy() for x in update.batch)
-        p = update.before[update.rows] / update.before.sum()
+        p = update.p_before[update.rows] / update.p_before.sum()
         np.testing.assert_allclose(update.probability, p, rtol=1e-5)
         beta = args.per_beta + (1 - args.per_beta) * (14 + number) / 18
         w = by_hand(p, 14 + number, beta)
@@ -426,33 +424,42 @@ def test_an_update_by_hand(kind, tmp_path):
         next_q = [q_value(nets[q + "_target"], next_obs, next_action) for q in critics]
         y = reward + GAMMA * (1 - terminated) * np.min(next_q, axis=0)
         errors = [q_value(nets[q], obs, action) - y for q in critics]
-        assert list(gradients) == critics
-        assert loss == pytest.approx(sum(np.mean(0.5 * w * e**2) for e in errors), rel=1e-4)
-        for q in critics:
+        assert list(step.gradients) == critics
+        expected = sum(np.mean(0.5 * w * e**2) for e in errors)
+        assert step.loss == update.metrics["critic_loss"] == pytest.approx(expected, rel=1e-4)
+        for q, target, got, error in zip(
+            critics, update.targets, update.errors, errors, strict=True
+        ):
+            assert (target == update.batch.reward.numpy())[terminated == 1].all()
+            assert not got.requires_grad and got.shape == (B,)
+            np.testing.assert_allclose(got, error, atol=1e-4)
 
             def half_square(q=q, nets=nets, obs=obs, action=action, y=y, w=w):
                 return np.mean(0.5 * w * (q_value(nets[q], obs, action) - y) ** 2)
 
-            assert_slopes(half_square, nets[q], gradients[q], rel=1e-3, abs=1e-5)
+            assert_slopes(half_square, nets[q], step.gradients[q], rel=1e-3, abs=1e-5)
 
-        expected = update.before.copy()
+        expected = update.p_before.copy()
         expected[update.rows] = (np.max(np.abs(errors), axis=0) + 0.01) ** args.per_alpha
-        np.testing.assert_allclose(update.after[update.rows], expected[update.rows], rtol=1e-3)
+        np.testing.assert_allclose(update.p_after[update.rows], expected[update.rows], rtol=1e-3)
         others = np.setdiff1d(np.arange(14 + number), update.rows)
-        assert len(others) and update.after[others].tolist() == update.before[others].tolist()
+        assert len(others) and update.p_after[others].tolist() == update.p_before[others].tolist()
         if number < 4:
-            later = seen[number].before
-            assert later.tolist() == [*update.after, update.after.max()]
+            later = seen[number].p_before
+            assert later.tolist() == [*update.p_after, update.p_after.max()]
 
-        assert len(update.steps) == (1 if number % 2 else 2)
-        for nets, loss, gradients in update.steps[1:]:
+        assert len(actor_steps) == (0 if number % 2 else 1)
+        for step in actor_steps:
 
-            def minus_q(nets=nets, obs=obs):
+            def minus_q(nets=step.before, obs=obs):
                 return -np.mean(q_value(nets["q1"], obs, np.tanh(mlp(nets["actor"], obs))))
 
-            assert list(gradients) == ["actor"]
-            assert loss == pytest.approx(minus_q(), rel=1e-5, abs=1e-6)
-            assert_slopes(minus_q, nets["actor"], gradients["actor"], rel=1e-3, abs=1e-5)
+            nets = step.before
+            assert list(step.gradients) == ["actor"]
+            assert step.loss == pytest.approx(minus_q(), rel=1e-5, abs=1e-6)
+            assert_slopes(minus_q, nets["actor"], step.gradients["actor"], rel=1e-3, abs=1e-5)
+        assert_targets_followed(update, 0 if number % 2 else TAU)
+        assert not any(value.requires_grad for value in update.metrics.values())
     assert seen[0].weight.min() < 0.5
 
 
@@ -461,12 +468,12 @@ def test_beta_changes_what_is_learnt_and_not_what_is_stored(tmp_path):
     one, other = (watched(tmp_path / name, per_beta=float(name)) for name in ("0", "1"))
     assert not torch.equal(one[0].weight, other[0].weight)
     assert one[0].rows.tolist() == other[0].rows.tolist()
-    assert one[0].after.tolist() == other[0].after.tolist() != one[0].before.tolist()
+    assert one[0].p_after.tolist() == other[0].p_after.tolist() != one[0].p_before.tolist()
     for q in ("q1", "q2"):
-        gradients = zip(one[0].steps[0][2][q], other[0].steps[0][2][q], strict=True)
-        assert not any(np.array_equal(*pair) for pair in gradients)
+        gradients = (x[0].steps[0].gradients[q] for x in (one, other))
+        assert not any(np.array_equal(*pair) for pair in zip(*gradients, strict=True))
         for number, alike in enumerate([True, False]):
-            networks = (x[number].steps[0][0][q] for x in (one, other))
+            networks = (x[number].before[q] for x in (one, other))
             assert all(np.array_equal(*pair) for pair in zip(*networks, strict=True)) == alike
 
 
@@ -572,14 +579,16 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", [30, 133, 230])
-def test_stopped_by_a_signal(step, whole, tmp_path, monkeypatch):
+def test_stopped_by_a_signal(step, whole, tmp_path, monkeypatch, capsys):
     """While warming up, later, after the buffer has begun to forget: priorities are as they were.
 
     The run that nothing stopped has many different ones at its end.
     """
-    at_call(monkeypatch, PendulumEnv, "step", step, lambda *_: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(SystemExit, match=f"stopped at step {step}: "):
+    call = 200 + step + 1  # an episode is played before the first step; this is not whole then
+    at_call(monkeypatch, PendulumEnv, "step", call, lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit, match="^1$"):
         main(SCRIPT, *FLAGS, "--runs-dir", tmp_path)
+    assert f"\nstopped at step {step}: --resume {run_dir(tmp_path)}" in capsys.readouterr().out
     main(SCRIPT, "--resume", run_dir(tmp_path) / "checkpoint.pt")
     same_run(run_dir(tmp_path), whole)
     assert len(checkpoint(whole)["parts"]["replay"]["priority"].unique()) > 60
@@ -593,7 +602,7 @@ def test_a_longer_run_has_a_larger_tree(tmp_path, capsys):
     once, twice = (run_dir(tmp_path / name) for name in ("once", "twice"))
     capsys.readouterr()
     main(SCRIPT, "--resume", twice / "checkpoint.pt", "--total-timesteps=200")
-    assert "--total-timesteps has grown" in capsys.readouterr().out
+    assert "total_timesteps is now 200, not 120" in capsys.readouterr().out
     same(checkpoint(twice)["parts"], checkpoint(once)["parts"])
     assert checkpoint(once)["parts"]["replay"]["priority"].shape == (200,)
 

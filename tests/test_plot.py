@@ -5,24 +5,31 @@ import itertools
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import helpers
 import numpy as np
 import plot
 import pytest
+import to_tensorboard
 from PIL import Image
+from tensorboard.backend.event_processing import event_accumulator
 
 COLUMNS = ("global_step", "seconds", "episodes", "episodic_return", "eval_return_mean")
 EVAL = "eval_return_mean"
 
 
-def write(root: Path, seed: int, rows: list, env: str = "Env-v0", script: str = "sac") -> Path:
+def write(
+    root: Path, seed: int, rows: list, env: str = "Env-v0", script: str = "sac", **settings: Any
+) -> Path:
     """A run's folder as the scripts make it; its metrics.csv. None is an empty cell."""
-    folder = root / f"{env.replace('/', '-')}__{script}__{seed}__{len(list(root.glob('*')))}"
+    time = f"1795578150.{len(list(root.glob('*'))):06}"
+    folder = root / f"{env.replace('/', '-')}__{script}__{seed}__{time}"
     folder.mkdir(parents=True)
-    (folder / "args.json").write_text(json.dumps({"env_id": env, "seed": seed}))
+    (folder / "args.json").write_text(json.dumps({"env_id": env, "seed": seed} | settings))
     with open(folder / "metrics.csv", "w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
     return folder / "metrics.csv"
@@ -198,6 +205,53 @@ def test_labels_tell_paths_apart(tmp_path):
     assert [(key, run.path) for key, (run,) in groups.items()] == expected
 
 
+def test_runs_with_other_settings_are_told_apart(tmp_path, capsys):
+    """A mean is over seeds. The legend shows what differs, and nothing that makes no difference."""
+    same = {"gamma": 0.99, "runs_dir": "a", "torch": "1", "cores": 2, "resume": "", "track": False}
+    moved = same | {"runs_dir": "b", "torch": "2", "cores": 4, "resume": "x.pt", "track": True}
+    write(tmp_path, 1, rows((100, 0), (200, 1)), q_lr=1e-3, **same)
+    write(tmp_path, 2, rows((100, 0), (200, 3)), q_lr=1e-3, **moved)
+    write(tmp_path, 2, rows((100, 0), (200, 9)), q_lr=1e-4, **same)
+    write(tmp_path, 3, rows((100, 0), (200, 9)), q_lr=1e-3, **same, trick=True)
+    write(tmp_path, 1, rows((100, 0), (200, 9)), q_lr=1e-4, **same, env="Other-v0")
+    groups = grouped(tmp_path)
+    names = "sac q_lr=0.001", "sac q_lr=0.0001", "sac q_lr=0.001 trick=True"
+    assert set(groups) == {*(("Env-v0", name) for name in names), ("Other-v0", "sac")}
+    assert [run.seed for run in groups["Env-v0", names[0]]] == ["1", "2"]
+    assert f"{names[0]}, n = 2" in legend(plot.draw(groups, EVAL, "global_step"))
+    assert not capsys.readouterr().err
+
+
+def test_one_label_for_two_scripts(tmp_path):
+    """Scripts are told apart even then, and so are runs whose settings are lost."""
+    write(tmp_path, 1, rows((100, 0), (200, 1)), script="td3")
+    write(tmp_path, 1, rows((100, 0), (200, 1)), script="sac")
+    write(tmp_path, 2, rows((100, 0), (200, 1)), script="sac").with_name("args.json").unlink()
+    groups = grouped(tmp_path, labels=("a",))
+    names = "a script=td3", "a script=sac", "a script=sac settings=unknown"
+    assert {name for _, name in groups} == set(names)
+
+
+def test_a_long_legend_stays_in_the_picture(tmp_path):
+    for trick in ("one", "two"):
+        settings = {f"a_long_setting_{i}": trick for i in range(12)}
+        write(tmp_path, 1, rows((100, 0), (200, 1)), **settings)
+    figure = plot.draw(grouped(tmp_path), EVAL, "global_step")
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize("variant", ["", "with_it"])
+def test_runs_arranged_by_environment_and_script(tmp_path, variant):
+    """<env>/<script>/<variant>/seed_<n>, as in benchmarks/results."""
+    folder = tmp_path / "Env-v0" / "sac_v1_value_net" / variant / "seed_2"
+    folder.parent.mkdir(parents=True)
+    write(tmp_path / "x", 2, rows((100, 0), (200, 1)), env="ns/Env-v0").parent.rename(folder)
+    run = plot.load(folder / "metrics.csv")
+    assert (run.env, run.group, run.seed) == ("ns/Env-v0", "sac_v1_value_net", "2")
+
+
 def test_settings_are_read_or_else_the_name(tmp_path):
     """args.json knows the environment's real name; a run without it goes by its folder's."""
     path = write(tmp_path, 3, rows((100, 0), (200, 1)), env="ns/Env-v0")
@@ -232,9 +286,10 @@ def test_picture(tmp_path):
             values = 10 * level + noise.normal(size=100)
             points = zip(range(1000, 101_000, 1000), values, strict=True)
             write(tmp_path / "runs", seed, rows(*points), script=script)
-    done = helpers.run("tools/plot", cwd=tmp_path)
+    done = helpers.run("tools/plot", "--table", "new/curves.md", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "curve.md").read_text(encoding="utf-8") == done.stdout
+    assert (tmp_path / "new" / "curves.md").read_text(encoding="utf-8") == done.stdout
+    assert not list(tmp_path.glob("*.md"))
     assert done.stdout.count("| Env-v0 |") == 7
     assert (tmp_path / "curve.png").stat().st_size < 100_000
     picture = Image.open(tmp_path / "curve.png").convert("RGB")
@@ -244,15 +299,35 @@ def test_picture(tmp_path):
     assert counts[255, 255, 255] > 0.4 * picture.width * picture.height
 
 
+def test_table_replaces_a_table_only(tmp_path, monkeypatch):
+    """Without --table no table is written; a page that somebody wrote stays as it is."""
+    monkeypatch.chdir(tmp_path)
+    write(Path("runs"), 1, rows((1, 1), (2, 2)))
+    Path("README.md").write_text("# Written by hand")
+    plot.main(plot.Args(out=Path("README.png")))
+    plot.main(plot.Args(table=Path("table.md")))
+    first = Path("table.md").read_text(encoding="utf-8")
+    write(Path("runs"), 2, rows((1, 1), (2, 2)))
+    plot.main(plot.Args(table=Path("table.md")))
+    assert first != Path("table.md").read_text(encoding="utf-8")
+    Path("README.png").unlink()
+    with pytest.raises(SystemExit, match="README.md exists and is no table"):
+        plot.main(plot.Args(out=Path("README.png"), table=Path("README.md")))
+    assert Path("README.md").read_text() == "# Written by hand"
+    assert not Path("README.png").exists()
+
+
 ERRORS = {
-    "no metrics.csv under": {"paths": (Path("nowhere"),)},
+    "no metrics.csv under empty": {"paths": (Path("runs"), Path("empty"))},
+    "there is no nowhere": {"paths": (Path("runs"), Path("nowhere"))},
+    "args.txt is neither a folder nor a metrics.csv": {"paths": (Path("args.txt"),)},
     "no column speed; there are global_step, seconds, episodes, episodic_": {"metric": "speed"},
     "eval_return_mean was never measured": {"metric": EVAL},
     "--smooth must be at least 1": {"smooth": 0},
-    "--out end in .png": {"out": Path("curve.md")},
+    "--out must end in .png, not in curve.md": {"out": Path("curve.md")},
     "--labels has 2 names for 1 paths": {"labels": ("a", "b")},
     "cannot write": {"out": Path("file", "curve.png")},
-    "cannot read": {"paths": (Path("binary"),)},
+    "cannot read": {"paths": (Path("binary.csv"),)},
 }
 
 
@@ -262,7 +337,9 @@ def test_errors(tmp_path, monkeypatch, message):
     monkeypatch.chdir(tmp_path)
     write(Path("runs"), 1, [(1, 1, 0, 5, None), (2, 2, 0, 6, None)])
     Path("file").touch()
-    Path("binary").write_bytes(b"\xff\xfe\n")
+    Path("binary.csv").write_bytes(b"\xff\xfe\n")
+    Path("args.txt").touch()
+    Path("empty").mkdir()
     with pytest.raises(SystemExit) as stop:
         plot.main(plot.Args(**ERRORS[message]))
     text = str(stop.value)
@@ -274,7 +351,7 @@ def test_errors_of_the_command(tmp_path):
     """An error is a line on standard error and an exit status, also where matplotlib is missing."""
     done = helpers.run("tools/plot", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines() == ["error: no metrics.csv under runs"]
+    assert done.stderr.splitlines() == ["error: there is no runs"]
     (tmp_path / "matplotlib.py").write_text("raise ImportError('there is no matplotlib')")
     done = helpers.run("tools/plot", env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert (done.returncode, done.stdout) == (1, "")
@@ -291,3 +368,42 @@ def test_draws_what_a_script_writes(tmp_path, script):
         assert (env, name) == ("Pendulum-v1", script)
         (panel,) = plot.draw(groups, EVAL, x).axes
         assert len(lines(panel, 0.7)[0]) == 2
+
+
+def test_to_tensorboard(tmp_path, monkeypatch, capsys):
+    """Every number of metrics.csv over the steps; a second call replaces the first one's file."""
+    path = write(tmp_path / "runs", 1, [(100, 1.5, 0, None, -3), (200, 2.5, 1, -7, None)])
+    with open(path, "a") as file:
+        file.write("300,3")  # killed here
+    (path.parent / "events.out.tfevents.1.of-others").touch()
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        to_tensorboard.main(to_tensorboard.Args())
+    assert capsys.readouterr().out == 2 * f"{Path('runs', path.parent.name)}: 2 rows\n"
+    assert len(list(path.parent.glob("events.out.tfevents.*"))) == 2
+    events = event_accumulator.EventAccumulator(str(path.parent))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+    assert found == {
+        "seconds": [(100, 1.5), (200, 2.5)],
+        "episodes": [(100, 0), (200, 1)],
+        "episodic_return": [(200, -7)],
+        EVAL: [(100, -3)],
+    }
+    first, second = (e.wall_time for e in events.Scalars("seconds"))
+    assert second - first == pytest.approx(1, abs=1e-3)
+
+
+def test_errors_of_to_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(Path("good"), 1, rows((1, 1), (2, 2)))
+    for name, content in (("empty", ""), ("broken", "global_step,seconds\nx,1\n")):
+        Path(name).mkdir()
+        if content:
+            Path(name, "metrics.csv").write_text(content)
+        with pytest.raises(SystemExit, match=f"^error: .*{name}"):
+            to_tensorboard.main(to_tensorboard.Args(paths=(Path(name),)))
+    with mock.patch.dict(sys.modules, {"torch.utils.tensorboard": None}):
+        with pytest.raises(SystemExit, match="pip install -r requirements-tensorboard.txt"):
+            to_tensorboard.main(to_tensorboard.Args(paths=(Path("good"),)))

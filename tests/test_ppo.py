@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import functools
 import math
+import multiprocessing
 import os
 import signal
 import time
@@ -156,7 +157,7 @@ def made_up():
     assert (terminated & truncated).any() and (truncated & ~terminated).any()
     value, next_value = rand(T + 1, N), rand(T, N)
     next_value = torch.where(ended, next_value, value[1:])
-    batch = ppo.Batch(None, None, rand(T, N), None, terminated.double(), ended.double())
+    batch = ppo.Rollout(None, None, rand(T, N), None, terminated.double(), ended.double())
     return batch, value[:-1], next_value
 
 
@@ -191,7 +192,7 @@ def test_gae_at_an_end(flags, last):
     ones, step = torch.ones(5, 1), torch.zeros(5, 1)
     step[2] = 1
     reward = torch.where(torch.arange(5).unsqueeze(1) > 2, 1e6, ones)
-    batch = ppo.Batch(None, None, reward, None, step * (flags != "truncated"), step)
+    batch = ppo.Rollout(None, None, reward, None, step * (flags != "truncated"), step)
     got = ppo.gae(batch, 10 * ones, 10 * ones, 0.9, 0.8).flatten()
     assert got[3] > 1e6 - 100
     expected = [last * 0.72**2, last * 0.72, last]
@@ -301,7 +302,10 @@ def test_actor(monkeypatch):
 # === A batch ======================================================================================
 @pytest.mark.parametrize("env_id", ["worlds:Lopsided-v0", "Pendulum-v1"])
 def test_ratio_is_one_before_the_first_update(env_id, go, calls, monkeypatch):
-    """In every iteration, to the policy that acted, although many actions are out of bounds."""
+    """In every iteration, to the policy that acted, although many actions are out of bounds.
+
+    That of the first one saw observations that were not normalised yet; its mean is 0 either way.
+    """
     log_prob, sample, drawn, beyond = ppo.gaussian_log_prob, ppo.Actor.sample, [], []
 
     def act(actor, obs):
@@ -314,13 +318,14 @@ def test_ratio_is_one_before_the_first_update(env_id, go, calls, monkeypatch):
     monkeypatch.setattr(ppo.Actor, "sample", act)
     seen = calls("gaussian_log_prob", "surrogate")
     go(env_id=env_id, num_envs=2, update_epochs=1, num_minibatches=1, learning_rate=0.01)
-    ratios = [args[1] for name, args, _ in seen if name == "surrogate"]
+    ratios = [args[1] for name, args, _ in seen if name == "surrogate"][::2]
     stored = [result for name, _, result in seen if name == "gaussian_log_prob"][::3]
     assert len(ratios) == len(stored) == 6
     assert torch.cat(ratios).shape == (240,)
     torch.testing.assert_close(torch.cat(ratios), torch.ones(240), atol=1e-5, rtol=0)
     to_acting = (torch.cat(stored) - torch.stack(drawn)).exp()
-    torch.testing.assert_close(to_acting, torch.ones(120, 2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(to_acting[:SIZE], torch.ones(SIZE, 2), atol=0.1, rtol=0)
+    torch.testing.assert_close(to_acting[SIZE:], torch.ones(100, 2), atol=1e-5, rtol=0)
     assert torch.cat(beyond).float().mean() > 0.2
 
 
@@ -333,7 +338,8 @@ def test_the_environment_sees_legal_actions(go, batches, monkeypatch):
     (batch,) = batches()
     unit = np.clip(batch.action[:, 0].numpy(), -1, 1)
     expected = space.low + (space.high - space.low) * (unit + 1) / 2
-    np.testing.assert_allclose(worlds.Bounds.seen[:SIZE], expected, atol=1e-5)
+    seen = worlds.Bounds.seen[10:]  # after an evaluation's
+    np.testing.assert_allclose(seen[:SIZE], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])
@@ -364,10 +370,31 @@ def test_processes_change_nothing(go, calls):
         go(env_id=STAGGERED, num_envs=3, total_timesteps=120, async_envs=async_envs)
         for async_envs in (False, True)
     )
-    kinds = [type(envs) for _, _, envs in seen]
-    assert kinds == [gym.vector.SyncVectorEnv, gym.vector.AsyncVectorEnv]
+    kinds = [isinstance(envs, gym.vector.AsyncVectorEnv) for _, _, envs in seen]
+    assert kinds == [False, True]
     same(*(checkpoint(results["run_dir"])["parts"] for results in (here, there)))
     assert metrics(here["run_dir"]) == metrics(there["run_dir"])
+
+
+class Dicing(worlds.Corridor):
+    """It observes what it draws from the generator that all code shares."""
+
+    def observe(self):
+        return np.full(3, np.random.uniform(-1, 1), np.float32)
+
+
+worlds.register("Dicing", Dicing, 5)
+
+
+@pytest.mark.parametrize("async_envs", [False, True])
+def test_shared_generators_obey_the_seed(async_envs, go, batches):
+    """Same seed, same run; and no environment repeats the draws of another."""
+    settings = {"env_id": "test_ppo:Dicing-v0", "num_envs": 3, "total_timesteps": 60}
+    for seed in (1, 1, 2):
+        go(async_envs=async_envs, seed=seed, **settings)
+    first, second, other = (batch.obs[..., 0] for batch in batches())
+    assert torch.equal(first, second) and not torch.equal(first, other)
+    assert len(first.unique()) == first.numel()
 
 
 def test_same_seed_same_run_of_several_environments(go):
@@ -425,15 +452,29 @@ def test_minibatches_must_divide(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    "flags, culprit",
+    [
+        (["--num-minibatches=0"], "--num-minibatches"),
+        (["--surrogate=kl-penalty", "--kl-coef=0"], "--kl-coef 0"),
+    ],
+)
+def test_refused(flags, culprit, tmp_path):
+    """In one line, and without a folder."""
+    flags = [*QUICK["ppo_continuous"], *flags, "--runs-dir", tmp_path / "runs"]
+    assert culprit in refusal("ppo_continuous", *flags)
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("num_steps, num_minibatches", [(SIZE, SIZE), (1, 1)])
 def test_minibatches_and_batches_of_one(num_steps, num_minibatches, go):
     """Nothing is divided by a deviation of 0: the run would stop at a number that is not finite."""
     settings = {"num_steps": num_steps, "num_minibatches": num_minibatches, "clip_vloss": True}
     results = go(total_timesteps=60, log_frequency=1, **settings)
     assert results["global_step"] == 60
-    assert all(
-        np.isfinite(float(row[m])) for row in metrics(results["run_dir"]) for m in ppo.METRICS
-    )
+    for row in metrics(results["run_dir"]):
+        assert {"value_loss", "explained_variance", "kl"} < row.keys()
+        assert all(np.isfinite(float(value)) for value in row.values() if value)
     assert all(x.isfinite().all() for x in results["actor"].state_dict().values())
 
 
@@ -451,7 +492,7 @@ def test_target_kl(target_kl, go, calls):
             made.append([])
         elif name == "gradient_step":
             made[-1].append("step")
-        elif result.ndim == 1:  # the last one of an iteration is of the whole batch
+        elif len(result) < SIZE:  # the last one of an iteration is of the whole batch
             made[-1].append(result.mean().item())
     assert len(made) == 12
     for events in made:
@@ -482,32 +523,44 @@ def test_learning_rate(anneal_lr, go, monkeypatch):
 def test_observations_are_normalised_alike_within_an_iteration(go, batches, monkeypatch):
     """Acting, V and the update see the same moments: those of all observations before.
 
-    They are saved with the actor, and an evaluation leaves them as they are.
+    Only the first rollout is acted without any; the update that follows has its own. They are saved
+    with the actor, and an evaluation leaves them as they are.
     """
-    used, iterations, normalise, after_step = [], [], ppo.Actor.normalise, ppo.Run.after_step
+    used, iterations, normalise = [], [], ppo.Actor.normalise
+    start, after_step = ppo.Run.start, ppo.Run.after_step
 
     def note(actor, obs):
         used.append(torch.stack([actor.moments.mean, actor.moments.var]))
         return normalise(actor, obs)
 
+    def begin(*args):
+        obs = start(*args)
+        used.clear()  # of an evaluation
+        return obs
+
     def close(run):
         iterations.append(torch.stack(used))
         after_step(run)
-        used.clear()  # of an evaluation
+        used.clear()
 
     monkeypatch.setattr(ppo.Actor, "normalise", note)
+    monkeypatch.setattr(ppo.Run, "start", begin)
     monkeypatch.setattr(ppo.Run, "after_step", close)
     results = go(num_envs=2, eval_frequency=80)
-    expected = np.array([[0.0] * 3, [1.0] * 3])
-    for moments, last in zip(iterations, np.cumsum([2 * SIZE] * 6), strict=True):
+    all_obs = torch.cat([batch.obs for batch in batches()]).flatten(0, 1).double().numpy()
+    assert len(all_obs) == 240
+    so_far = [np.array([[0.0] * 3, [1.0] * 3])]
+    for last in range(2 * SIZE, 241, 2 * SIZE):
+        so_far.append(np.stack([all_obs[:last].mean(0), all_obs[:last].var(0)]))
+    for number, moments in enumerate(iterations):
         assert len(moments) == SIZE + 2
-        for each in moments:
-            np.testing.assert_allclose(each, expected, rtol=1e-4, atol=1e-5)
-        obs = torch.cat([batch.obs for batch in batches()]).flatten(0, 1).double().numpy()[:last]
-        expected = np.stack([obs.mean(0), obs.var(0)])
+        for each in moments[:SIZE]:
+            np.testing.assert_allclose(each, so_far[number], rtol=1e-4, atol=1e-5)
+        for each in moments[SIZE:]:
+            np.testing.assert_allclose(each, so_far[max(number, 1)], rtol=1e-4, atol=1e-5)
     saved = torch.load(results["run_dir"] / "model.pt", weights_only=True)
     for i, name in enumerate(("mean", "var")):
-        np.testing.assert_allclose(saved[f"actor.moments.{name}"], expected[i], rtol=1e-4)
+        np.testing.assert_allclose(saved[f"actor.moments.{name}"], so_far[-1][i], rtol=1e-4)
     state = {k.removeprefix("actor."): v for k, v in saved.items() if k.startswith("actor.")}
     same(state, dict(results["actor"].state_dict()))
 
@@ -516,23 +569,39 @@ def test_observations_are_normalised_alike_within_an_iteration(go, batches, monk
     assert torch.equal(actor(obs), results["actor"](obs))
 
 
-def test_rewards_are_scaled_by_the_deviation_of_what_is_to_come(go, calls):
-    """Of the discounted sums to an episode's or the rollout's end, in all rollouts so far."""
+def test_without_normalisation(go, calls, batches):
+    """Networks get observations as they are, and the advantages are of the rewards themselves."""
+    seen = calls("gae")
+    actor = go(norm_obs=False, norm_reward=False)["actor"]
+    obs = 100 * torch.randn(9, 3)
+    assert torch.equal(actor(obs), actor.net(obs).clamp(-1, 1))
+    for (_, (used, *_), _), batch in zip(seen, batches(), strict=True):
+        assert torch.equal(used.reward, batch.reward)
+
+
+def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return(go, calls, batches):
+    """Of what each episode has brought until each step, over the rollouts' borders, in all so far.
+
+    What is left beyond 10 is cut.
+    """
     seen = calls("gae")
     results = go(env_id=STAGGERED, num_envs=3, gamma=0.9)
-    to_go = []
-    for (_, (raw, *zeros, _, lam), _), (_, (scaled, *_), _) in zip(
-        seen[::2], seen[1::2], strict=True
-    ):
-        assert lam == 1 and not any(zero.any() for zero in zeros[:2])
-        later = np.zeros(3)
-        for reward, ended in zip(raw.reward.numpy()[::-1], raw.ended.numpy()[::-1], strict=True):
-            later = reward + 0.9 * (1 - ended) * later
-            to_go.extend(later)
-        np.testing.assert_allclose(scaled.reward * np.std(to_go), raw.reward, rtol=1e-4)
-    assert len(to_go) == 240
-    scale = checkpoint(results["run_dir"])["parts"]["scale"]
-    assert scale["var"].item() == pytest.approx(np.var(to_go), rel=1e-4)
+    so_far, last = [], np.zeros(3)
+    for (_, (scaled, *_), _), raw in zip(seen, batches(), strict=True):
+        for reward, ended in zip(raw.reward.numpy(), raw.ended.numpy(), strict=True):
+            so_far.append(reward + 0.9 * last)
+            last = (1 - ended) * so_far[-1]
+        unit = np.std(so_far)
+        np.testing.assert_allclose(scaled.reward, raw.reward / unit, rtol=1e-4)
+    assert np.shape(so_far) == (80, 3)
+    moments = checkpoint(results["run_dir"])["parts"]["agent"]
+    assert moments["return_moments.var"].item() == pytest.approx(np.var(so_far), rel=1e-4)
+
+    # Before this, all was small and often: so little changes the unit.
+    for sign in (-1, 1):
+        results["agent"].return_moments.count.fill_(1e9)
+        ppo.update(results["agent"], raw._replace(reward=sign * 1000 * raw.reward), BASE)
+        assert (seen[-1][1][0].reward == sign * 10).all()
 
 
 @pytest.mark.parametrize("norm_adv", [True, False])
@@ -540,8 +609,9 @@ def test_advantages_are_normalised_over_the_iteration(norm_adv, go, calls):
     """With mean 0 and deviation 1 over its minibatches together; or as they are."""
     seen = calls("surrogate", "gae")
     go(env_id=STAGGERED, norm_adv=norm_adv, update_epochs=1)
-    plain = [result.flatten() for name, _, result in seen if name == "gae"][1::2]
-    used = torch.stack([args[2] for name, args, _ in seen if name == "surrogate"]).reshape(12, -1)
+    plain = [result.flatten() for name, _, result in seen if name == "gae"]
+    used = [args[2] for name, args, _ in seen if name == "surrogate"]
+    used = torch.stack([x for x in used if len(x) < SIZE]).reshape(12, -1)
     for advantage, x in zip(plain, used, strict=True):
         if norm_adv:
             advantage = (advantage - advantage.mean()) / advantage.std(correction=0)
@@ -557,8 +627,7 @@ def test_penalty_adapts_and_is_resumed(go):
     """Each iteration's weight follows from the divergence before it, over a resume too."""
     settings = {"surrogate": "kl-penalty", "anneal_lr": False, "learning_rate": 2e-3}
     folder = go(**settings, kl_coef=0.25, kl_coef_target=0.004)["run_dir"]
-    args = ppo.saved_args(str(folder / "checkpoint.pt"))
-    ppo.train(dataclasses.replace(args, total_timesteps=480))
+    ppo.resume(str(folder / "checkpoint.pt"), total_timesteps=480)
     rows, beta, factors = penalties(folder), 0.25, set()
     assert len(rows) == 24
     for weight, measured in rows:
@@ -594,12 +663,9 @@ FAST = {"gamma": 0.9, "learning_rate": 1e-2, "update_epochs": 5, "num_minibatche
 
 def value_in_reward(results):
     """V(s) of observations (N, 3), in the units of the reward."""
-    parts = checkpoint(results["run_dir"])["parts"]
-    critic = ppo.mlp(3, 16, 1).append(torch.nn.Flatten(-2))
-    critic.load_state_dict(parts["critic"])
-    return lambda obs: (
-        critic(results["actor"].normalise(obs)).detach() * parts["scale"]["var"].sqrt()
-    )
+    agent = results["agent"]
+    unit = agent.return_moments.var.sqrt()
+    return lambda obs: agent.critic(agent.actor.normalise(obs)).detach() * unit
 
 
 def test_a_time_limit_is_not_death(go):
@@ -623,8 +689,9 @@ def test_linear_quadratic_regulator(go):
     """The learnt return is near that of the best linear policy; doing nothing is far from it."""
     settings = {"num_steps": 100, "num_envs": 4, "total_timesteps": 6000}
     results = go(env_id="worlds:Regulator-v0", eval_episodes=10, **FAST | settings)
-    args = dataclasses.replace(BASE, env_id="worlds:Regulator-v0", eval_episodes=10)
-    starts = [float(trajectory[0][0][0]) for trajectory in ppo.evaluate(results["actor"], args)]
+    args = dataclasses.replace(BASE, eval_episodes=10)
+    trajectories = ppo.evaluate(results["actor"], ppo.make_env("worlds:Regulator-v0"), args)
+    starts = [float(trajectory[0][0][0]) for trajectory in trajectories]
     world, gain = worlds.Regulator, np.linspace(0, 2, 201)
     x, returns = np.tile(starts, (201, 1)), 0.0
     for _ in range(10):
@@ -673,9 +740,11 @@ def test_killed_and_resumed(tmp_path, monkeypatch):
         flags = ["--resume", folder / "checkpoint.pt"]
     assert steps_logged(folder) == [20, 40, 60, 80, 100]
 
-    loaded = parts_after(monkeypatch, "restore")
-    ppo.train(ppo.saved_args(str(folder / "checkpoint.pt")))
-    same(loaded, {80: content["parts"]})
+    loaded = parts_after(monkeypatch, "load")
+    ppo.resume(str(folder / "checkpoint.pt"))
+    same(loaded[80]["agent"], content["parts"]["agent"])
+    same(loaded[80]["optimizer"]["state"], content["parts"]["optimizer"]["state"])
+    assert len(loaded[80]["optimizer"]["state"]) == 13, "moments of every parameter"
     assert steps_logged(folder) == [*range(20, 241, 20)]
     for row in metrics(folder):
         assert int(row["episodes"]) == int(row["global_step"]) // 5
@@ -685,21 +754,22 @@ def test_killed_and_resumed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("call, step", [(7, 0), (47, 40), (95, 80), (239, 220)])
-def test_signal_in_a_rollout(call, step, go, tmp_path, monkeypatch):
+def test_signal_in_a_rollout(call, step, go, tmp_path, monkeypatch, capsys):
     """The checkpoint is as of the last iteration's end; resumed, it counts as if never stopped."""
     settings = {"env_id": "worlds:Endless-v0", "eval_frequency": 80, "anneal_lr": False}
     whole = metrics(go(**settings)["run_dir"])
     copies = parts_after(monkeypatch, "after_step")
     with pytest.MonkeyPatch.context() as patch:
         # An evaluation before it takes five steps.
-        number = call + 5 * (call > 80) + 5 * (call > 160)
-        happen = lambda *_: [signal.raise_signal(signal.SIGTERM) for _ in "ab"]  # noqa: E731
+        number = call + 5 * (1 + (call > 80) + (call > 160))
+        happen = lambda *_: signal.raise_signal(signal.SIGTERM)  # noqa: E731
         calls = at_call(patch, worlds.Corridor, "step", number, happen)
-        with pytest.raises(SystemExit) as stop:
+        with pytest.raises(KeyboardInterrupt):
             go(**settings, runs_dir=str(tmp_path))
         assert next(calls) == number + 1, "steps after the signal"
     path = run_dir(tmp_path) / "checkpoint.pt"
-    assert stop.value.code == f"stopped at step {step}: --resume {path}"
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == f"stopped at step {step}: --resume {path}"
     content = checkpoint(path.parent)
     assert content["progress"]["step"] == step
     assert content["progress"]["episodes"] == step // 5
@@ -712,8 +782,62 @@ def test_signal_in_a_rollout(call, step, go, tmp_path, monkeypatch):
         assert [row[name] for name in counted] == [expected[name] for name in counted]
 
 
+@pytest.mark.parametrize("name", ["gae", "gradient_step", "adapted"])
+def test_signal_in_an_update(name, go, tmp_path, monkeypatch):
+    """It does not wait for the update's end; what is kept is the iteration before."""
+    copies = parts_after(monkeypatch, "after_step")
+    happen = lambda *_: signal.raise_signal(signal.SIGTERM)  # noqa: E731
+    number = 33 if name == "gradient_step" else 5
+    calls = at_call(monkeypatch, ppo, name, number, happen)
+    with pytest.raises(KeyboardInterrupt):
+        go(env_id="worlds:Endless-v0", runs_dir=str(tmp_path))
+    assert next(calls) == number + 1, "calls after the signal"
+    same(checkpoint(run_dir(tmp_path))["parts"], copies[80])
+
+
+def test_fault_of_a_simulator(go, tmp_path, capsys):
+    """It propagates, and the last whole iteration is kept."""
+    with pytest.raises(ZeroDivisionError, match="a fault of the environment's own"):
+        go(env_id="worlds:Poisoned-exception-v0", runs_dir=str(tmp_path))
+    assert "stopped at step 20: --resume" in capsys.readouterr().out
+    assert checkpoint(run_dir(tmp_path))["progress"]["step"] == 20
+
+
+class Unwell(worlds.Corridor):
+    """In a process of its own, it leaves or stops answering in step 30."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.life = how, 0
+
+    def step(self, action):
+        self.life += 1
+        if self.life == 30 and multiprocessing.parent_process():
+            os._exit(3) if self.how == "dead" else time.sleep(1000)
+        return super().step(action)
+
+
+for how in ("dead", "stuck"):
+    worlds.register(f"Unwell-{how}", Unwell, 5, how=how)
+
+
+@pytest.mark.parametrize("how", ["dead", "stuck"])
+def test_a_lost_process_ends_the_run(how, go, tmp_path, monkeypatch):
+    """In one message, with the last whole iteration kept, and with no process left."""
+    monkeypatch.setattr(ppo, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(ppo.Workers.step_wait, "__defaults__", (1,))
+    settings = {"num_envs": 2, "num_steps": 10, "async_envs": True, "runs_dir": str(tmp_path)}
+    with pytest.raises(ppo.RunError, match="--async-envs"):
+        go(env_id=f"test_ppo:Unwell-{how}-v0", **settings)
+    assert checkpoint(run_dir(tmp_path))["progress"]["step"] == 40
+    for process in multiprocessing.active_children():
+        process.join(5)
+        assert process.exitcode is not None
+
+
 @posix
-def test_signals_to_all_processes(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_to_all_processes(number, tmp_path):
     """Ctrl-C, or a scheduler that ends a job, reaches the processes of --async-envs too.
 
     Within five seconds there is a checkpoint all the same, for --resume to go on from.
@@ -728,8 +852,7 @@ def test_signals_to_all_processes(tmp_path):
     process.start()
     wait(process, log, lambda: "rollouts of" in log.read_text())
     time.sleep(0.3)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        os.killpg(process.pid, number)
+    os.killpg(process.pid, number)
     process.join(5)
     ended = process.exitcode
     process.kill()
@@ -746,7 +869,7 @@ def test_made_longer(go, capsys):
     assert steps_logged(folder) == [40, 80, 120]
     path = folder / "checkpoint.pt"
     main("ppo_continuous", "--resume", path, "--total-timesteps=240")
-    assert "--total-timesteps has grown" in capsys.readouterr().out
+    assert "note: total_timesteps is now 240, not 110" in capsys.readouterr().out
     assert steps_logged(folder) == [40, 80, 120, 160, 200, 240]
     assert checkpoint(folder)["progress"]["step"] == 240
 

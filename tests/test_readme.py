@@ -1,55 +1,207 @@
-"""The README speaks of the flags and defaults that the scripts have."""
+"""The README and the pages in docs/ speak of what there is: flags, defaults, columns, files."""
 
+import ast
+import csv
 import dataclasses
 import importlib
+import importlib.util
 import re
 import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
 
-import enjoy
+import helpers
 import pytest
+import torch
 import tyro
-from helpers import SCRIPTS, TESTS
 
-README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
-ALL = [*SCRIPTS, "sac_her_continuous"]
-SETTINGS = {script: importlib.import_module(script).Args for script in ALL}
-FLAGS = {
-    script: {
-        "--" + field.name.replace("_", "-"): field.default for field in dataclasses.fields(args)
-    }
-    for script, args in SETTINGS.items()
-}
+ROOT = helpers.TESTS.parent
+README = ROOT / "README.md"
+DOCS = sorted(ROOT.glob("docs/*.md"))
+PAGES = [README, ROOT / "CONTRIBUTING.md", *DOCS]
+TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+
+SCRIPTS = [*helpers.SCRIPTS, "sac_her_continuous"]
+SETTINGS = {script: importlib.import_module(script).Args for script in SCRIPTS}
+# Flags of pip, uv and tyro.
+FOREIGN_FLAGS = {"--help", "--index-url", "--torch-backend"}
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-@pytest.mark.parametrize("script", ALL)
+def flags_of(settings: type) -> dict[str, object]:
+    """The flags of an Args dataclass, with their defaults."""
+    fields = dataclasses.fields(settings)
+    return {"--" + field.name.replace("_", "-"): field.default for field in fields}
+
+
+def load_tool(path: Path) -> ModuleType:
+    """A tool as a module. Its file may have a library's name, so it is not simply imported."""
+    spec = importlib.util.spec_from_file_location(f"tools_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+TOOLS = {f"tools/{path.stem}": load_tool(path).Args for path in ROOT.glob("tools/*.py")}
+FLAGS = {name: flags_of(settings) for name, settings in (SETTINGS | TOOLS).items()}
+
+
+# --- defaults -----------------------------------------------------------------------------------
+
+
+def number_or_word(cell: str) -> object:
+    """What a cell of the table of defaults stands for: 3e-4, on, clip."""
+    if cell in ("on", "off"):
+        return cell == "on"
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_table_of_defaults(script):
     """The table under the script's own heading."""
-    (section,) = re.findall(rf"^#### .*`{script}.py`\n(.*?)^##", README, re.MULTILINE | re.DOTALL)
+    text = TEXTS[ROOT / "docs" / "defaults.md"]
+    pattern = rf"^#### .*`{script}.py`\n(.*?)^##"
+    (section,) = re.findall(pattern, text, re.MULTILINE | re.DOTALL)
     rows = re.findall(r"^\| `(--[\w-]+)` \| ([^|]+) \|", section, re.MULTILINE)
     assert len(rows) > 5
-    for flag, value in rows:
-        default = FLAGS[script][flag]
-        assert (value if isinstance(default, str) else float(value)) == default, flag
+    for flag, cell in rows:
+        assert number_or_word(cell) == FLAGS[script][flag], flag
 
 
-def test_every_flag_is_in_the_readme_and_no_other():
-    known = set().union(*FLAGS.values())
-    mentioned = set(re.findall(r"(?<![\w-])--[a-z][\w-]*\w", README))
-    positive = {re.sub("^--no-", "--", flag) for flag in mentioned}
-    # Of the tools and benchmarks.
-    others = {"--help", "--rounds", "--algorithm", "--parts", "--threads", "--metric"}
-    others |= {"--" + field.name for field in dataclasses.fields(enjoy.Args)}
-    assert known <= mentioned, known - mentioned
-    assert positive - others <= known, positive - others - known
+# --- commands -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("line", sorted(set(re.findall(r"^python (\w+\.py --.*)$", README, re.M))))
-def test_commands_parse(line):
-    script, *words = shlex.split(line, comments=True)
-    args = tyro.cli(SETTINGS[script.removesuffix(".py")], args=words)
+def blocks(text: str, language: str) -> list[str]:
+    """The code blocks in that language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    """Whatever a code block gives to `python`, one script with its flags each."""
+    found = []
+    for block in blocks(text, "bash"):
+        for line in block.splitlines():
+            found += re.findall(r"\bpython ((?:tools/)?\w+\.py.*?)(?=; done|$)", line)
+    return found
+
+
+COMMANDS = sorted({command for text in TEXTS.values() for command in commands(text)})
+
+
+def test_commands_are_found():
+    block = "```bash\nfor seed in 1 2; do python a.py --seed $seed; done\nX=1 python b.py\n```\n"
+    assert commands(block) == ["a.py --seed $seed", "b.py"]
+    assert len(COMMANDS) > 30
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_parse(command):
+    """A shell's variables stand for numbers here, as they do in the loops."""
+    script, *words = shlex.split(re.sub(r"\$(seed|alpha)\b", "1", command))
+    settings = (SETTINGS | TOOLS)[script.removesuffix(".py")]
+    args = tyro.cli(settings, args=words)
     assert dataclasses.is_dataclass(args)
 
 
-def test_links_lead_somewhere():
-    for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (TESTS.parent / path).exists(), path
+@each_page
+def test_commands_can_be_pasted(page):
+    """No <placeholder>, which a shell takes for a redirection."""
+    for block in blocks(TEXTS[page], "bash"):
+        assert not re.search(r"<[\w ]+>", block), block
+
+
+@each_page
+def test_no_unknown_flag(page):
+    known = set().union(*FLAGS.values())
+    mentioned = set(re.findall(r"(?<![\w-])--[a-z][\w-]*\w", TEXTS[page]))
+    positive = {re.sub("^--no-", "--", flag) for flag in mentioned}
+    unknown = positive - known - FOREIGN_FLAGS
+    assert not unknown, unknown
+
+
+# --- links --------------------------------------------------------------------------------------
+
+
+def anchors(text: str) -> set[str]:
+    """The names that GitHub gives to a page's headings."""
+    without_code = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    names = set()
+    for heading in re.findall(r"^#+ +(.*)$", without_code, re.MULTILINE):
+        name = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        names.add(name)
+    return names
+
+
+def test_anchors():
+    text = "# A `b_c.py`, d\n\n```\n# not a heading\n```\n## W & B's x\n"
+    assert anchors(text) == {"a-b_cpy-d", "w--bs-x"}
+
+
+@each_page
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", TEXTS[page]):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+# --- the rest -----------------------------------------------------------------------------------
+
+
+def test_readme_is_short():
+    assert len(TEXTS[README].split()) <= 1800
+
+
+@pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.name)
+def test_python_blocks_are_python(page):
+    for block in blocks(TEXTS[page], "python"):
+        ast.parse(block)
+
+
+def test_torch_is_the_pinned_one():
+    (pin,) = re.findall(r"^torch==\S+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert set(re.findall(r"torch==[\d.]+\d", TEXTS[README])) == {pin}
+
+
+@pytest.fixture(scope="module")
+def columns(tmp_path_factory) -> dict[str, set[str]]:
+    """The columns of every script's metrics.csv."""
+    found = {}
+    for script in SCRIPTS:
+        quick = helpers.QUICK.get(script, helpers.QUICK["sac_continuous"])
+        folder = tmp_path_factory.mktemp(script)
+        results = helpers.train(script, *quick, f"--runs-dir={folder}")
+        with open(Path(results["run_dir"]) / "metrics.csv", newline="") as file:
+            found[script] = set(next(csv.reader(file)))
+    return found
+
+
+def test_every_column_is_explained(columns):
+    """docs/metrics.md has a row for each column, and for no other."""
+    text = TEXTS[ROOT / "docs" / "metrics.md"].partition("## How many updates")[0]
+    cells = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", text, re.MULTILINE)
+    explained = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    assert explained == set().union(*columns.values())
+
+
+def test_a_finished_run_acts(tmp_path):
+    """The README's lines that load model.pt."""
+    quick = helpers.QUICK["sac_continuous"]
+    run = helpers.train("sac_continuous", *quick, "--hidden-dim=256", f"--runs-dir={tmp_path}")
+    (block,) = [b for b in blocks(TEXTS[README], "python") if "model.pt" in b]
+    names = {}
+    exec(block.replace("runs/RUN", str(run["run_dir"])), names)
+    action, obs = names["action"], names["obs"]
+    assert action.shape == (1,) and abs(action).max() <= 1
+    with torch.inference_mode():
+        expected = run["actor"](torch.as_tensor(obs)).numpy()
+    assert (action == expected).all()
+    names["env"].step(action)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import worlds
-from torch import nn
 
 SMALL = {"num_threads": 1, "hidden_dim": 32, "batch_size": 64, "learning_starts": 100}
 SMALL |= {"eval_frequency": 0, "checkpoint_frequency": 0, "eval_episodes": 1}
@@ -23,36 +22,32 @@ every_script = pytest.mark.parametrize("script", SCRIPTS)
 
 
 def train(script, tmp_path, world, **settings):
-    """The actor, the first critic and, if there is one, the value network; the last metrics."""
+    """The agent as it is in model.pt, and the last metrics."""
     module = importlib.import_module(script)
     args = module.Args(
         env_id=f"worlds:{world}-v0", runs_dir=str(tmp_path), **SMALL | FAST | settings
     )
     results = module.train(args)
-    saved = torch.load(results["run_dir"] / "model.pt", weights_only=True)
-    networks = nn.ModuleDict({"actor": results["actor"]})
-    networks.update({name: module.Critic(3, 2, args.hidden_dim) for name in ("q", "q1")})
-    if hasattr(module, "Value"):
-        networks["v"] = module.Value(3, args.hidden_dim)
-    networks.load_state_dict(saved, strict=False)
-    if "q1.net.0.weight" in saved:
-        networks["q"] = networks["q1"]
+    agent = module.Agent(3, 2, args)
+    agent.load_state_dict(torch.load(results["run_dir"] / "model.pt", weights_only=True))
     with open(results["run_dir"] / "metrics.csv", newline="") as file:
         *_, last = csv.DictReader(file)
-    return networks, {k: float(v) for k, v in last.items() if v}
+    return agent, {k: float(v) for k, v in last.items() if v}
 
 
-def q_of(networks, time):
+def q_of(agent, time):
+    """What the first critic thinks of what the actor does then."""
     obs = torch.full((1, 3), float(time))
-    return networks["q"](obs, networks["actor"](obs)).item()
+    q = agent.q if hasattr(agent, "q") else agent.q1
+    return q(obs, agent.actor(obs)).item()
 
 
 @every_script
 def test_a_time_limit_is_not_death(script, tmp_path):
     """Reward 1 for ever is worth 1 / (1 - gamma) = 10; taken for an end it would be 3.6."""
-    settings = {"total_timesteps": 1200, "tau": 0.1} | SCRIPTS[script]
-    networks, _ = train(script, tmp_path, "Forever", **settings)
-    assert q_of(networks, 0) == pytest.approx(10, rel=0.02)
+    settings = {"total_timesteps": 800, "tau": 0.2} | SCRIPTS[script]
+    agent, _ = train(script, tmp_path, "Forever", **settings)
+    assert q_of(agent, 0) == pytest.approx(10, rel=0.02)
 
 
 @every_script
@@ -60,10 +55,10 @@ def test_a_time_limit_is_not_death(script, tmp_path):
 def test_termination_is_the_end_also_at_a_time_limit(world, script, tmp_path):
     """The last step is worth exactly its reward, the first 1 + 0.9 + ... + 0.9^4 = 4.1."""
     settings = {"total_timesteps": 1500, "tau": 0.1} | SCRIPTS[script]
-    networks, _ = train(script, tmp_path, world, **settings)
+    agent, _ = train(script, tmp_path, world, **settings)
     for time in range(5):
         left = 5 - time
-        assert q_of(networks, time) == pytest.approx((1 - 0.9**left) / 0.1, abs=0.1)
+        assert q_of(agent, time) == pytest.approx((1 - 0.9**left) / 0.1, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -79,14 +74,14 @@ def test_with_a_temperature_entropy_is_worth_something_too(script, c, settings, 
     c is the reward, as scaled. V is Q and the entropy of the action that Q has been told.
     """
     settings = settings | {"alpha": 0.5, "total_timesteps": 1500, "tau": 0.1}
-    networks, last = train(script, tmp_path, "Forever", **settings)
+    agent, last = train(script, tmp_path, "Forever", **settings)
     assert last["entropy"] == pytest.approx(2 * np.log(2), abs=0.1)
     expected = (c + 0.9 * 0.5 * last["entropy"]) / (1 - 0.9)
-    assert q_of(networks, 0) == pytest.approx(expected, rel=0.03)
-    if "v" in networks:
-        value = networks["v"](torch.zeros(1, 3)).item()
+    assert q_of(agent, 0) == pytest.approx(expected, rel=0.03)
+    if hasattr(agent, "v"):
+        value = agent.v(torch.zeros(1, 3)).item()
         assert value == pytest.approx(expected + 0.5 * last["entropy"], rel=0.03)
-        assert value - q_of(networks, 0) == pytest.approx(0.5 * last["entropy"], abs=0.2)
+        assert value - q_of(agent, 0) == pytest.approx(0.5 * last["entropy"], abs=0.2)
 
 
 @pytest.mark.parametrize("alpha", [0.01, 3.0])
@@ -117,7 +112,7 @@ def test_linear_quadratic_regulator(script, rel, atol, tmp_path):
         p = q + a**2 * p - (a * b * p) ** 2 / (r + b**2 * p)
     gain = a * b * p / (r + b**2 * p)
     settings = REGULATED[script] | {"gamma": 0.99, "eval_episodes": 10}
-    networks, last = train(script, tmp_path, "Regulator", **settings)
+    agent, last = train(script, tmp_path, "Regulator", **settings)
 
     best = []
     module = importlib.import_module(script)
@@ -133,4 +128,4 @@ def test_linear_quadratic_regulator(script, rel, atol, tmp_path):
     assert last["eval_return_mean"] <= np.mean(best) + 1e-3  # nothing beats the optimum
     x = torch.linspace(-0.8, 0.8, 9)
     obs = torch.stack([x, 0 * x, 0 * x], 1)
-    np.testing.assert_allclose(networks["actor"](obs)[:, 0].detach(), -gain * x, atol=atol)
+    np.testing.assert_allclose(agent.actor(obs)[:, 0].detach(), -gain * x, atol=atol)

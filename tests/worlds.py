@@ -100,7 +100,7 @@ class Regulator(Corridor):
 
 
 class Odd(Corridor):
-    """Spaces that the scripts cannot serve."""
+    """Spaces out of the ordinary: the symbol and the matrix are served, the others refused."""
 
     def __init__(self, space: str):
         super().__init__()
@@ -118,6 +118,10 @@ class Odd(Corridor):
         }
         self.observation_space = observations.get(space, self.observation_space)
         self.action_space = actions.get(space, self.action_space)
+
+    def observe(self) -> Any:
+        discrete = isinstance(self.observation_space, gym.spaces.Discrete)
+        return np.int64(self.time % 4) if discrete else super().observe()
 
 
 class Stateful(Corridor):

@@ -2,23 +2,23 @@
 """Watch what a run has learnt: in a window, as an MP4 or GIF, or as numbers.
 
     python tools/enjoy.py                                  the latest run under runs/; Ctrl-C ends
-    python tools/enjoy.py runs/<run> --out swing.gif       a picture; no display is needed
+    python tools/enjoy.py --best --out swing.gif           its best networks, filmed
     python tools/enjoy.py runs/<run> --numbers             the run's last evaluation once more
 
-The actions are those of evaluation, and so are the starts: the returns of a run on the CPU come out
-again bit for bit. Nothing in model.pt is executed; the script that the folder is named after is.
+The script that made the run plays, by its own evaluate() and with the run's settings, so that the
+returns of a run on the CPU come out again bit for bit. It is the file that the run's folder is
+named after: beside runs/, in the current folder, or where enjoy.py comes from. That file is
+executed; nothing in model.pt is.
 """
 
 import contextlib
 import dataclasses
 import importlib.util
-import itertools
 import json
 import math
 import os
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
@@ -29,17 +29,19 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent  # where the scripts are
 INSTALL = "pip install -r requirements-video.txt, for MuJoCo requirements-mujoco.txt too"
 FPS = {".gif": 15, ".mp4": 50}
+SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
 
 
 @dataclasses.dataclass
 class Args:
     run: tyro.conf.Positional[Path] = Path("runs")
     """a run's folder, or one above, in which the latest run is taken"""
+    best: bool = False
+    """the networks of the best evaluation instead of the last ones"""
     out: Path | None = None
     """the picture, a .gif or .mp4, instead of a window"""
     numbers: bool = False
@@ -68,176 +70,230 @@ def explain(what: str, kind: type[Exception] = Exception) -> Iterator[None]:
     try:
         yield
     except kind as error:
-        fail(f"{what}: {(' '.join(str(error).split()) or repr(error))[:300]}")
+        reason = " ".join(str(error).split()) or repr(error)
+        fail(f"{what}: {reason[:300]}")
+
+
+def find_model(path: Path, best: bool) -> Path:
+    """The file with the networks: of this run, or of the latest run in this folder."""
+    names = ("model.pt", "best_model.pt")
+    if path.is_file() and path.name in names:
+        best = best or path.name == "best_model.pt"
+        path = path.parent
+    if not path.is_dir():
+        fail(f"there is no folder {path}")
+    found = [path / name for name in names if (path / name).is_file()]
+    if not found:
+        found = [file for name in names for file in path.rglob(name)]
+    if not found:
+        fail(f"no model.pt under {path}: a run writes it with its first checkpoint")
+    latest = max(found, key=lambda file: file.stat().st_mtime)
+    model = latest.with_name("best_model.pt" if best else "model.pt")
+    if best and not model.is_file():
+        fail(f"no best_model.pt in {model.parent}: a run writes it with its first evaluation")
+    if not model.is_file():
+        fail(f"no model.pt in {model.parent}, only best_model.pt: --best plays that")
+    return model
 
 
 def check_args(args: Args) -> None:
     limits = {"episodes": (1, 10**6), "seed": (0, 2**31), "fps": (1, 50), "width": (16, 4096)}
     for name, (low, high) in limits.items():
-        if (value := getattr(args, name)) is not None and not low <= value <= high:
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
             fail(f"--{name} must be from {low} to {high}, not {value}")
     if not args.seconds > 0:
         fail(f"--seconds must be above 0, not {args.seconds}")
-    if args.out and (args.numbers or args.out.suffix.lower() not in FPS):
-        fail(f"--out must end in {' or '.join(FPS)}, and goes without --numbers")
-    screens = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
-    headless = sys.platform.startswith("linux") and not any(map(os.environ.get, screens))
-    if headless and not (args.out or args.numbers):
-        fail("there is no display for a window; --out swing.gif and --numbers need none")
-    if headless and args.out:  # SDL would grumble, and MuJoCo find a library that needs a display
+    if args.out and args.out.suffix.lower() not in FPS:
+        fail(f"--out must end in {' or '.join(FPS)}, not in {args.out.name}")
+    if args.out and args.numbers:
+        fail("--out and --numbers exclude each other")
+
+
+def check_display(args: Args) -> None:
+    """Refuse a window where there is no display; for a picture, take libraries that need none."""
+    if not sys.platform.startswith("linux") or any(os.environ.get(name) for name in SCREENS):
+        return
+    if args.out:  # SDL would complain, and MuJoCo find a library that needs a display
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         os.environ.setdefault("MUJOCO_GL", "egl")
+    elif not args.numbers:
+        fail("there is no display for a window; --out swing.gif and --numbers need none")
 
 
-def find_run(path: Path) -> Path:
-    """The run's folder."""
-    if path.name == "model.pt" or (path / "model.pt").is_file():
-        return path.parent if path.name == "model.pt" else path
-    if not path.is_dir():
-        fail(f"there is no folder {path}")
-    if not (models := list(path.rglob("model.pt"))):
-        fail(f"no model.pt under {path}: a run writes it with its first checkpoint")
-    return max(models, key=lambda model: model.stat().st_mtime).parent
+def find_script(path: Path | None, run: Path) -> Path:
+    """The given script, or that which the run's folder is named after: your copy before ours."""
+    if path:
+        if not path.is_file():
+            fail(f"there is no {path}")
+        return path
+    parts = run.name.rsplit("__", 3)  # environment, script, seed, time
+    if len(parts) < 4:
+        fail(f"the name of {run} tells no script: say --script FILE")
+    for folder in (run.parent.parent, Path.cwd(), ROOT):
+        script = folder / f"{parts[1]}.py"
+        if script.is_file():
+            return script
+    fail(f"found no {parts[1]}.py for the run {run.name}: say --script FILE")
 
 
-def load_script(path: Path | None, run: Path) -> ModuleType:
-    """The script as a module: the given one, or that which the run's folder is named after."""
-    name = run.resolve().name
-    path = path or ROOT / f"{[*name.rsplit('__', 3), ''][1]}.py"
-    if not path.is_file():
-        fail(f"there is no {path} for the run {name}: say --script FILE")
+def load_script(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.resolve().parent))  # what the script imports may lie beside it
+    sys.path.append(os.getcwd())  # for an environment of your own, as in the scripts
     with explain(f"{path} is not a script that enjoy.py can play"):
         spec = importlib.util.spec_from_file_location("enjoyed", path)
-        sys.modules["enjoyed"] = module = importlib.util.module_from_spec(spec)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["enjoyed"] = module
         spec.loader.exec_module(module)
-        _ = module.Actor, module.make_env, module.check_args, module.EVAL_SEED
+        for name in ("Agent", "Run", "make_env", "evaluate", "EVAL_SEED", "EVAL_STEPS"):
+            getattr(module, name)
     return module
 
 
-def load_actor(run: Path, script: ModuleType, env: gym.Env, hidden_dim: int) -> nn.Module:
-    with explain(f"{run / 'model.pt'} is not an intact model of this script"):
-        with ZipFile(run / "model.pt") as archive:  # torch.load looks at neither sums nor flags
+def read_settings(run: Path, script: ModuleType) -> tuple[Any, dict[str, Any]]:
+    """The run's settings as the script's Args, and its options of the environment."""
+    with explain(f"cannot use {run / 'args.json'}"):
+        about = json.loads((run / "args.json").read_text(encoding="utf-8"))
+        names = [field.name for field in dataclasses.fields(script.Args)]
+        settings = script.Args(**{name: about[name] for name in names if name in about})
+        settings.env_id = about["env_id"]
+        settings.device = "cpu"
+        prepared = script.Run(settings, None)  # which checks them
+    for module in (torch, gym, np):
+        version = about.get(module.__name__, module.__version__)
+        if version != module.__version__:
+            print(f"note: the run had {module.__name__} {version}, here is {module.__version__}")
+    return prepared.args, prepared.env_options
+
+
+def load_actor(model: Path, script: ModuleType, env: gym.Env, settings: Any) -> torch.nn.Module:
+    with explain(f"{model} is not an intact model of this script"):
+        with ZipFile(model) as archive:  # torch.load looks at neither sums nor flags
             if archive.testzip() or any(entry.external_attr for entry in archive.infolist()):
                 raise ValueError("it is damaged")
         try:
-            state = torch.load(run / "model.pt", map_location="cpu", weights_only=True)
+            weights = torch.load(model, map_location="cpu", weights_only=True)
         except UnpicklingError:  # the original would tell how to load it all the same
             raise ValueError("it holds more than tensors") from None
-        dims = env.observation_space.shape[0], env.action_space.shape[0]
-        actor = script.Actor(*dims, hidden_dim).eval()
-        weights = {key: state[key] for key in state if key.startswith("actor.")}
-        actor.load_state_dict({key.removeprefix("actor."): weights[key] for key in weights})
-    return actor
+        obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
+        agent = script.Agent(obs_dim, action_dim, settings)
+        agent.load_state_dict(weights)
+    return agent.actor.eval()
 
 
-def play(env: gym.Env, actor: nn.Module, seeds: range, shots: range, returns: list) -> Iterator:
-    """Play an episode from each seed, filling `returns`; yield what is seen after steps `shots`."""
-    for seed in seeds:
-        with explain(f"cannot start {env.spec.id} ({INSTALL})"):  # a window opens here
-            obs, done, rewards = env.reset(seed=seed)[0], False, []
-        while not done:
-            if len(rewards) in shots:
-                with explain(f"cannot draw {env.spec.id} ({INSTALL})"):
-                    picture = np.array(env.render(), np.uint8)
-                yield picture
-            with torch.inference_mode():
-                action = actor(torch.as_tensor(obs)).numpy()
-            obs, reward, terminated, truncated, _ = env.step(action)
-            rewards.append(float(reward))
-            done = terminated or truncated
-        returns.append(sum(rewards))
-        print(f"episode {len(returns)}, seed {seed}: {returns[-1]} in {len(rewards)} steps")
+class Film(gym.Wrapper):
+    """Pictures of the environment on their way into a file, which is there only when it is whole.
 
-
-def resize(pictures: Iterable[np.ndarray], width: int | None) -> Iterator[Any]:
-    """The same as images of this width; both sides are even, which MP4 players insist on."""
-    from PIL import Image
-
-    for image in map(Image.fromarray, pictures):
-        scale = (width or image.width) / image.width
-        size = [max(2, 2 * round(side * scale / 2)) for side in image.size]
-        yield image.resize(size, Image.Resampling.HAMMING)
-
-
-def save_gif(images: Iterator[Any], path: Path, fps: float) -> None:
-    """Few colours, the same in all pictures, and no dithering: a third of the bytes.
-
-    They are chosen in one strip of all pictures: with a palette given, Pillow looks colours up only
-    roughly, and white turns grey.
+    The speed stays true: the picture at a time shows what the environment does at that time.
     """
-    from PIL import Image
 
-    images = list(images)
-    width, height = images[0].size
-    strip = Image.fromarray(np.concatenate(images)).quantize(64, dither=Image.Dither.NONE)
-    corners = range(0, strip.height, height)
-    first, *rest = (strip.crop((0, top, width, top + height)) for top in corners)
-    times = [round(100 * i / fps) for i in range(len(images) + 1)]  # GIF counts in 1/100 s
-    lasting = [10 * int(time) for time in np.diff(times)]
-    first.save(path, save_all=True, append_images=rest, duration=lasting, loop=0)
+    def __init__(self, env: gym.Env, args: Args):
+        super().__init__(env)
+        self.path = args.out
+        self.unfinished = self.path.with_name(f"unfinished-{self.path.name}")
+        self.speed = env.metadata.get("render_fps") or 30  # steps per second
+        self.last_step = args.seconds * self.speed
+        is_gif = self.path.suffix.lower() == ".gif"
+        self.width = args.width or (240 if is_gif else None)
+        self.rate = min(args.fps or FPS[self.path.suffix.lower()], self.speed)
+        options = {"fps": self.rate, "macro_block_size": 2}
+        if is_gif:
+            hundredths = math.ceil(100 / self.rate)  # a GIF counts in these
+            self.rate = 100 / hundredths
+            options = {"duration": 10 * hundredths, "loop": 0, "bits": 6}  # 64 colours: small
+        with explain(INSTALL, ImportError):
+            import imageio
+            import imageio_ffmpeg  # noqa: F401
+            import PIL.Image  # noqa: F401
+        with explain(f"cannot write {self.path}", OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.writer = imageio.get_writer(self.unfinished, **options)
+
+    def reset(self, **options: Any) -> tuple:
+        self.steps = 0
+        self.pictures = 0
+        return self.env.reset(**options)
+
+    def step(self, action: np.ndarray) -> tuple:
+        due = self.pictures * self.speed / self.rate
+        if due <= self.steps < self.last_step:
+            self.take_picture()
+        self.steps += 1
+        return self.env.step(action)
+
+    def take_picture(self) -> None:
+        from PIL import Image
+
+        with explain(f"cannot draw {self.spec.id} ({INSTALL})"):
+            image = Image.fromarray(np.array(self.env.render(), np.uint8))
+        scale = (self.width or image.width) / image.width
+        # Both sides are even, which players of MP4 insist on.
+        size = [max(2, 2 * round(side * scale / 2)) for side in image.size]
+        with explain(f"cannot write {self.path}", OSError):
+            self.writer.append_data(np.asarray(image.resize(size, Image.Resampling.HAMMING)))
+        self.pictures += 1
+
+    def save(self) -> None:
+        with explain(f"cannot write {self.path}", OSError):
+            self.writer.close()
+            os.replace(self.unfinished, self.path)
+        print(f"{self.path}: {self.path.stat().st_size:,} B")
+
+    def close(self) -> None:
+        self.env.close()
+        self.writer.close()
+        self.unfinished.unlink(missing_ok=True)
 
 
-def save_mp4(images: Iterator[Any], path: Path, fps: float) -> None:
-    from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
-
-    first = next(images)
-    with FFMPEG_VideoWriter(str(path), first.size, fps) as writer:
-        for image in itertools.chain([first], images):
-            writer.write_frame(np.asarray(image))
-
-
-def save(pictures: Iterator[np.ndarray], args: Args, fps: float) -> None:
-    """Write the whole file or, whatever happens, none."""
-    gif = args.out.suffix.lower() == ".gif"
-    unfinished = args.out.with_name(f"unfinished-{args.out.name}")
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(explain(INSTALL, ImportError))
-        stack.enter_context(explain(f"cannot write {args.out}", OSError))
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        stack.callback(unfinished.unlink, missing_ok=True)
-        images = resize(pictures, args.width or (240 if gif else None))
-        (save_gif if gif else save_mp4)(images, unfinished, fps)
-        os.replace(unfinished, args.out)
-    print(f"{args.out}: {args.out.stat().st_size:,} B")
+def play(env: gym.Env, actor: torch.nn.Module, script: ModuleType, settings: Any, seeds: range):
+    """The return of an episode from each of these starts."""
+    returns = []
+    for seed in seeds:
+        script.EVAL_SEED = seed
+        (episode,) = script.evaluate(actor, env, settings)
+        returns.append(sum(reward for _, _, reward, *_ in episode))
+        print(f"episode {len(returns)}, seed {seed}: {returns[-1]} in {len(episode)} steps")
+    return returns
 
 
 def main(args: Args) -> list[float]:
     """Play; return the episodes' returns."""
+    model = find_model(args.run, args.best)
     check_args(args)
-    run = find_run(args.run)
-    with explain(f"cannot use {run / 'args.json'}"):
-        settings = json.loads((run / "args.json").read_text(encoding="utf-8"))
-        env_id, hidden_dim = settings["env_id"], settings["hidden_dim"]
-        episodes = args.episodes or (1 if args.out else int(settings["eval_episodes"]))
-        threads = int(settings["num_threads"])
-    script = load_script(args.script, run)
-    script.check_args(script.Args(num_threads=threads))  # so that it multiplies as the run did
-    print(f"{run}: {env_id}, {Path(script.__file__).name}", flush=True)
-    for module in (torch, gym, np):
-        if (version := settings.get(module.__name__)) not in (None, module.__version__):
-            print(f"note: the run had {module.__name__} {version}, here is {module.__version__}")
-    with explain(f"cannot make {env_id} ({INSTALL})"):
-        mode = None if args.numbers else "rgb_array" if args.out else "human"
-        env = script.make_env(env_id, render_mode=mode)
-    shots, returns, first = range(0), [], script.EVAL_SEED if args.seed is None else args.seed
-    with contextlib.closing(env):
-        actor = load_actor(run, script, env, hidden_dim)
+    check_display(args)
+    run = model.resolve().parent
+    script = load_script(find_script(args.script, run))
+    settings, options = read_settings(run, script)
+    print(f"{model}: {settings.env_id}, {script.__file__}", flush=True)
+    episodes = args.episodes or (1 if args.out else max(1, settings.eval_episodes))
+    settings.eval_episodes = 1
+    first = script.EVAL_SEED if args.seed is None else args.seed
+    hint = ""
+    if not args.numbers:
+        options["render_mode"] = "rgb_array" if args.out else "human"
+        hint = f" ({INSTALL}; --numbers needs no picture)"
+    with explain(f"no environment{hint}"):
+        env = script.make_env(settings.env_id, **options)
+    if not env.spec.max_episode_steps:
+        print(f"note: no time limit; here an episode ends after {script.EVAL_STEPS} steps")
+        env = gym.wrappers.TimeLimit(env, script.EVAL_STEPS)
+    if args.out:
+        env = Film(env, args)
+    elif not args.numbers:
+        with explain(f"cannot open a window ({INSTALL})"):
+            env.reset()
+    # The products of matrices are rounded as they were in the run.
+    with contextlib.closing(env), script.processor_settings(settings.num_threads):
+        actor = load_actor(model, script, env, settings)
+        returns = play(env, actor, script, settings, range(first, first + episodes))
         if args.out:
-            speed = env.metadata.get("render_fps") or 30  # steps per second
-            every = math.ceil(speed / (args.fps or FPS[args.out.suffix.lower()]))
-            shots = range(0, math.ceil(min(args.seconds * speed, 10**9)), every)
-        pictures = play(env, actor, range(first, first + episodes), shots, returns)
-        if args.out:
-            save(pictures, args, speed / every)
-        deque(pictures, maxlen=0)  # play on where nobody takes pictures
+            env.save()
     mean, std = np.mean(returns), np.std(returns)
     print(f"eval_return_mean={mean} eval_return_std={std} eval_episodes={len(returns)}")
     return returns
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # one observation at a time
     try:
         main(tyro.cli(Args, description=__doc__))
     except KeyboardInterrupt:

@@ -4,8 +4,9 @@
     python tools/plot.py                                   all runs under runs/
     python tools/plot.py old new --labels before after     runs of one script, told apart
 
-Runs are grouped by environment and script. The mean over a group's runs is taken only where all of
-them have values or lie between two of their values.
+Runs are grouped by environment and script, and by the settings that differ, which the legend then
+shows: a mean is over seeds and nothing else. It is taken only where all runs of a group have values
+or lie between two of their values.
 """
 
 import csv
@@ -14,9 +15,10 @@ import io
 import json
 import math
 import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import tyro
@@ -40,6 +42,10 @@ LABELS = {  # other columns are called by their names
     "eval_success_rate": "share of goals met in evaluation",
     "kl": "KL(old||new) per iteration (nats)",
 }
+# What args.json holds besides settings of the algorithm: seed, places, versions.
+IGNORED = "env_id seed resume runs_dir track wandb_project_name tensorboard capture_video".split()
+IGNORED += "torch gymnasium numpy platform python cores".split()
+TABLE = "| Environment | Script | n | Steps |"  # so begins a table of ours
 # Okabe and Ito's colours, which the colour-blind can tell apart, without their yellow.
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#808080"}
@@ -59,7 +65,9 @@ class Args:
     smooth: int = 1
     """draw the mean of this many of a run's last points; 1 = off; the table is never smoothed"""
     out: Path = Path("curve.png")
-    """the picture; the table goes to the same name with .md"""
+    """the picture, a .png"""
+    table: Path | None = None
+    """a Markdown file for the table, which is printed in any case"""
     title: str = ""
     """heading of the picture"""
     labels: tuple[str, ...] = ()
@@ -72,6 +80,7 @@ class Run:
     env: str
     group: str
     seed: str
+    settings: dict[str, Any]  # all that may make a difference
     columns: dict[str, np.ndarray]  # nan where nothing was measured
 
 
@@ -104,10 +113,13 @@ def find_runs(args: Args) -> list[Run]:
         fail(f"--labels has {len(args.labels)} names for {len(args.paths)} paths")
     found = {}
     for path, label in zip(args.paths, args.labels or [""] * len(args.paths), strict=True):
-        for file in [path] if path.is_file() else sorted(path.rglob("metrics.csv")):
+        files = [path] if path.is_file() else sorted(path.rglob("metrics.csv"))
+        if not files:
+            fail(f"no metrics.csv under {path}" if path.exists() else f"there is no {path}")
+        if path.is_file() and path.suffix != ".csv":
+            fail(f"{path} is neither a folder nor a metrics.csv")
+        for file in files:
             found.setdefault(file.resolve(), label)
-    if not found:
-        fail(f"no metrics.csv under {', '.join(map(str, args.paths))}")
     return [load(file, label) for file, label in found.items()]
 
 
@@ -124,10 +136,22 @@ def load(path: Path, label: str = "") -> Run:
         about = dict(json.loads(path.with_name("args.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         about = {}
-    name = path.parent.name
-    env, script, seed, _ = name.rsplit("__", 3) if name.count("__") > 2 else ("?", name, "?", "")
+    env, script, seed = about_folder(path.resolve().parent)
     env, seed = about.get("env_id", env), str(about.get("seed", seed))
-    return Run(path, env, label or script, seed, columns)
+    settings = {"script": script} if about else {"script": script, "settings": "unknown"}
+    settings |= {name: value for name, value in about.items() if name not in IGNORED}
+    return Run(path, env, label or script, seed, settings, columns)
+
+
+def about_folder(folder: Path) -> tuple[str, str, str]:
+    """Environment, script and seed, as far as the folder's name or place tells them."""
+    parts = folder.name.rsplit("__", 3)
+    if len(parts) == 4:
+        return parts[0], parts[1], parts[2]
+    for part in reversed(folder.parts):  # of <env>/<script>/<variant>/seed_<n>
+        if part.endswith("_continuous") or part == "sac_v1_value_net":
+            return "?", part, "?"
+    return "?", folder.name, "?"
 
 
 def curve(run: Run, x: str, metric: str, smooth: int = 1) -> Curve:
@@ -145,19 +169,34 @@ def curve(run: Run, x: str, metric: str, smooth: int = 1) -> Curve:
 
 def group(runs: list[Run], metric: str, x: str) -> Groups:
     """The runs that have something to draw, sorted; the user hears of the odd ones."""
-    groups = {}
+    members = []
     for run in sorted(runs, key=lambda run: (run.env, run.group)):
         points = min(len(curve(run, of, metric)[0]) for of in {x, "global_step", "seconds"})
         if points < 2:
             fate = "drawn as a marker" if points else "left out"
             note(f"{run.path}: {points or 'no'} point of {metric}, {fate}")
         if points:
-            groups.setdefault((run.env, run.group), []).append(run)
-    for (env, name), members in groups.items():
-        for seed, count in Counter(run.seed for run in members).items():
+            members.append(run)
+    groups = {}
+    for run in members:
+        alike = [other for other in members if (other.env, other.group) == (run.env, run.group)]
+        name = " ".join([run.group, *differences(run, alike)])
+        groups.setdefault((run.env, name), []).append(run)
+    for (env, name), of in groups.items():
+        for seed, count in Counter(run.seed for run in of).items():
             if count > 1:
                 note(f"{env}, {name}: {count} runs have seed {seed}; each is counted")
     return groups
+
+
+def differences(run: Run, others: list[Run]) -> list[str]:
+    """The run's settings that are not the same in all the others, as name=value."""
+    found = []
+    for name in dict.fromkeys(name for other in others for name in other.settings):
+        values = {repr(other.settings.get(name)) for other in others}
+        if len(values) > 1 and name in run.settings:
+            found.append(f"{name}={run.settings[name]}")
+    return found
 
 
 def mean_curve(curves: list[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -195,15 +234,17 @@ def draw(groups: Groups, metric: str, x: str, smooth: int = 1, title: str = "") 
             axis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
             axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
     labels = [f"{name}, n = {' or '.join(map(str, sorted(counts[name])))}" for name in names]
+    labels = [textwrap.fill(label, 60) for label in labels]
     key = "thin: one run     thick: mean over n runs     band: ± one standard deviation"
     handles = [lines[name][0] for name in names]
-    figure.legend(handles, labels, title=key, loc="outside lower center", ncols=2)
+    ncols = 2 if max(map(len, labels)) < 40 else 1
+    figure.legend(handles, labels, title=key, loc="outside lower center", ncols=ncols)
     figure.suptitle(title)
     return figure
 
 
 def shrink(picture: Image.Image) -> Image.Image:
-    """Keep few shades, a sixth of the bytes; of our own colours, lest two curves become one."""
+    """Keep few shades, a sixth of the bytes; of our own colours, so that no two become one."""
     shades = np.linspace(0, 255, 12)
     ramps = [255 - shades[:, None] * (1 - np.array(to_rgb(colour))) for colour in COLOURS]
     palette = Image.new("P", (1, 1))
@@ -213,7 +254,7 @@ def shrink(picture: Image.Image) -> Image.Image:
 
 def table(groups: Groups, metric: str) -> str:
     """A row per group: over steps, not smoothed."""
-    lines = [f"| Environment | Script | n | Steps | {metric} | Best mean | Minutes |"]
+    lines = [f"{TABLE} {metric} | Best mean | Minutes |"]
     lines += ["|---|---|---:|---:|---:|---:|---:|"]
     for (env, name), runs in groups.items():
         steps, mean, std = mean_curve([curve(run, "global_step", metric) for run in runs])
@@ -229,9 +270,19 @@ def table(groups: Groups, metric: str) -> str:
     )
 
 
+def write_table(text: str, path: Path) -> None:
+    """Into a new file, or over a table of ours."""
+    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(TABLE):
+        fail(f"{path} exists and is no table of plot.py, so it stays")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
 def main(args: Args) -> None:
-    if args.smooth < 1 or args.out.suffix != ".png":
-        fail("--smooth must be at least 1, and --out end in .png")
+    if args.smooth < 1:
+        fail(f"--smooth must be at least 1, not {args.smooth}")
+    if args.out.suffix != ".png":
+        fail(f"--out must end in .png, not in {args.out.name}")
     runs, x = find_runs(args), {"steps": "global_step"}.get(args.x, args.x)
     evaluated = any(len(curve(run, x, "eval_return_mean")[0]) for run in runs)
     metric = args.metric or ("eval_return_mean" if evaluated else "episodic_return")
@@ -239,16 +290,20 @@ def main(args: Args) -> None:
     for column in (metric, x):
         if column not in columns:
             fail(f"no column {column}; there are {', '.join(columns) or 'none'}")
-    if not (groups := group(runs, metric, x)):
+    groups = group(runs, metric, x)
+    if not groups:
         fail(f"{metric} was never measured in these runs")
+    text = table(groups, metric)
     try:
+        if args.table:
+            write_table(text, args.table)
         args.out.parent.mkdir(parents=True, exist_ok=True)
+        picture = io.BytesIO()
         with rc_context(STYLE):
-            draw(groups, metric, x, args.smooth, args.title).savefig(picture := io.BytesIO())
+            draw(groups, metric, x, args.smooth, args.title).savefig(picture)
         shrink(Image.open(picture).convert("RGB")).save(args.out, optimize=True)
-        args.out.with_suffix(".md").write_text(text := table(groups, metric), encoding="utf-8")
     except OSError as error:
-        fail(f"cannot write {args.out}: {error}")
+        fail(f"cannot write: {error}")
     print(text, end="")
 
 
