@@ -56,17 +56,19 @@ def judge_of_goals(env: gym.Env, name: str, space: gym.Space) -> Judge:
     desired = achieved[::-1].copy()
     desired[0] = achieved[0]
     try:
+        together = all_at_once(achieved, desired)
+    except Exception:
+        together = np.empty(0)
+    try:
         answers = one_by_one(achieved, desired)
     except Exception as error:
+        if together.shape == (size,):  # it takes many pairs only
+            return all_at_once
         raise ValueError(
             f"{name} cannot judge a pair of goals with an empty info, which is all that hindsight "
             f"has: {error!r}"
         ) from error
-    try:
-        together = all_at_once(achieved, desired)
-    except Exception:
-        return one_by_one
-    if together.shape == answers.shape and np.allclose(together, answers, atol=1e-4):
+    if together.shape == (size,) and np.allclose(together, answers, atol=1e-4):
         return all_at_once
     return one_by_one
 
@@ -181,7 +183,7 @@ class HindsightReplayBuffer:
         numbers = torch.arange(self.newest, self.replay.added)
         self.begin[self.row(numbers)] = self.newest
         self.end[self.row(numbers)] = self.replay.added
-        if self.newest == 0:
+        if self.newest == 0 and len(numbers) > 0:
             self.check_rewards(self.replay.gather(self.row(numbers)))
         self.newest = self.replay.added
 

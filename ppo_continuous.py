@@ -126,7 +126,7 @@ class Args:
     eval_episodes: Annotated[int, (0, 10_000)] = 10
     """episodes per evaluation, from starts that are the same in every run; 0 = no evaluation"""
     checkpoint_frequency: CountOrZero = 5_000
-    """steps between two checkpoints, 0 = only where the run ends"""
+    """steps between two checkpoints; 0 = only where the run ends"""
     resume: str = ""
     """a run's checkpoint.pt: go on with that run, in its folder, with its settings"""
     runs_dir: str = "runs"
@@ -161,7 +161,9 @@ def make_envs(args: Args, options: dict[str, Any]) -> gym.vector.VectorEnv:
     """Several of them; where an episode ends, the next one begins within the same step."""
     mode = gym.vector.AutoresetMode.SAME_STEP  # the ended episode's last obs: info["final_obs"]
     if args.async_envs:
-        return Workers([lambda: worker_env(args, options)] * args.num_envs, autoreset_mode=mode)
+        pid = os.getpid()
+        envs = [lambda: worker_env(args, options, pid)] * args.num_envs
+        return Workers(envs, autoreset_mode=mode)
     envs = [lambda: WithoutInfo(make_env(args.env_id, **options))] * args.num_envs
     return gym.vector.SyncVectorEnv(envs, autoreset_mode=mode)
 
@@ -452,13 +454,13 @@ def update(agent: Agent, rollout: Rollout, args: Args) -> dict[str, Tensor]:
 
 def train(args: Args, checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
     """Run PPO; return its results, its folder and the agent. Raises RunError."""
+    run = Run(args, checkpoint)  # room 7: folder, metrics, checkpoints, Ctrl-C
+    args = run.args
     size = args.num_envs * args.num_steps
     if size % args.num_minibatches != 0:
         raise RunError(f"--num-minibatches {args.num_minibatches} does not divide the {size} steps")
     if args.surrogate == "kl-penalty" and args.kl_coef == 0:
         raise RunError("--kl-coef 0 would stay 0, so that nothing keeps the policy near")
-    run = Run(args, checkpoint)  # room 7: folder, metrics, checkpoints, Ctrl-C
-    args = run.args
     with run, processor_settings(args.num_threads):
         envs = make_envs(args, run.env_options)
         obs_dim = envs.single_observation_space.shape[0]
@@ -537,8 +539,8 @@ def open_env(env_id: str, **options: Any) -> gym.Env:
     try:
         env = gym.make(env_id, **options)
     except Exception as error:
-        hint = 'MuJoCo tasks need: pip install "gymnasium[mujoco]"'
-        raise RunError(f"cannot make {env_id}: {error!r:.300} ({hint})") from error
+        hint = ' (pip install "gymnasium[mujoco]")' if "mujoco" in repr(error).lower() else ""
+        raise RunError(f"cannot make {env_id}: {error!r:.300}{hint}") from error
     seen, box = env.observation_space, env.action_space
     if isinstance(seen, gym.spaces.Dict) and "desired_goal" in seen.spaces:
         raise RunError(f"{env_id} has goals: use sac_her_continuous.py")
@@ -556,18 +558,21 @@ def open_env(env_id: str, **options: Any) -> gym.Env:
 class WithoutInfo(gym.Wrapper):
     """Without info, of which a vector environment would make arrays; it may not fit into any."""
 
-    def reset(self, **kwargs: Any) -> tuple:
-        return self.env.reset(**kwargs)[0], {}
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple:
+        if seed is not None:
+            return reset_env(self.env, seed), {}
+        return self.env.reset(options=options)[0], {}
 
     def step(self, action: np.ndarray) -> tuple:
         return *self.env.step(action)[:4], {}
 
 
-def worker_env(args: Args, options: dict[str, Any]) -> gym.Env:
+def worker_env(args: Args, options: dict[str, Any], main_pid: int) -> gym.Env:
     """An environment in a process of its own, which ends with the main one and leaves it Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    if os.getpid() != main_pid:  # gymnasium makes one in the main process too, to see its spaces
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        threading.Thread(target=end_with_parent, daemon=True).start()
     return WithoutInfo(make_env(args.env_id, **options))
 
 
@@ -815,13 +820,16 @@ class Run:
                 self.dir.mkdir(parents=True)
             (self.dir / "args.json").write_text(json.dumps(about, indent=2))
             self.write_rows()
-            if args.track:
+        except OSError as error:
+            raise RunError(f"cannot write into {args.runs_dir}: {error}") from error
+        if args.track:
+            try:
                 import wandb
 
                 name = self.dir.name
                 self.tracker = wandb.init(id=name, dir=self.dir, config=about, resume="allow")
-        except (OSError, ImportError) as error:
-            raise RunError(f"cannot write into {args.runs_dir}: {error}") from error
+            except Exception as error:
+                raise RunError(f"--track (pip install wandb): {error!r:.300}") from error
         print(f"{self.dir}: rollouts of {self.size:,} steps", flush=True)
 
     def record(self, next_obs, last_obs, reward: np.ndarray, ended: np.ndarray) -> None:
@@ -874,6 +882,8 @@ class Run:
         if evaluation or self.due(self.args.log_frequency):
             self.log(evaluation)
         self.phase = "acting"
+        if self.stop_asked:
+            raise KeyboardInterrupt
 
     def evaluation(self) -> dict[str, float]:
         trajectories = evaluate(self.agent.actor, self.eval_env, self.args)

@@ -580,8 +580,8 @@ def open_env(env_id: str, **options: Any) -> gym.Env:
     try:
         env = gym.make(env_id, **options)
     except Exception as error:
-        hint = 'MuJoCo tasks need: pip install "gymnasium[mujoco]"'
-        raise RunError(f"cannot make {env_id}: {error!r:.300} ({hint})") from error
+        hint = ' (pip install "gymnasium[mujoco]")' if "mujoco" in repr(error).lower() else ""
+        raise RunError(f"cannot make {env_id}: {error!r:.300}{hint}") from error
     seen, box = env.observation_space, env.action_space
     if isinstance(seen, gym.spaces.Dict) and "desired_goal" in seen.spaces:
         raise RunError(f"{env_id} has goals: use sac_her_continuous.py")
@@ -817,6 +817,8 @@ class Run:
         if not exact:
             print("note: this environment cannot be put back exactly: not bit for bit from here")
             self.progress["episode_length"] = 0
+            if hasattr(self.replay, "end_episode"):  # hindsight must not mix the two
+                self.replay.end_episode()
             obs = self.reset()
         return obs
 
@@ -834,13 +836,16 @@ class Run:
                 self.dir.mkdir(parents=True)
             (self.dir / "args.json").write_text(json.dumps(about, indent=2))
             self.write_rows()
-            if args.track:
+        except OSError as error:
+            raise RunError(f"cannot write into {args.runs_dir}: {error}") from error
+        if args.track:
+            try:
                 import wandb
 
                 name = self.dir.name
                 self.tracker = wandb.init(id=name, dir=self.dir, config=about, resume="allow")
-        except (OSError, ImportError) as error:
-            raise RunError(f"cannot write into {args.runs_dir}: {error}") from error
+            except Exception as error:
+                raise RunError(f"--track (pip install wandb): {error!r:.300}") from error
         print(f"{self.dir}: replay takes up to {self.replay.table.nbytes:,} B", flush=True)
         if args.learning_starts >= args.total_timesteps or args.updates_per_step == 0:
             print("note: with these settings there is no update, so nothing is learnt")
@@ -903,6 +908,8 @@ class Run:
         if evaluation or self.due(self.args.log_frequency):
             self.log(evaluation)
         self.phase = "acting"
+        if self.stop_asked:
+            raise KeyboardInterrupt
 
     def evaluation(self) -> dict[str, float]:
         trajectories = evaluate(self.agent.actor, self.eval_env, self.args)

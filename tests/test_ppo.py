@@ -795,6 +795,17 @@ def test_signal_in_an_update(name, go, tmp_path, monkeypatch):
     same(checkpoint(run_dir(tmp_path))["parts"], copies[80])
 
 
+def test_signal_while_a_row_is_written(go, tmp_path, monkeypatch, batches):
+    """The row is whole, and no other rollout is collected first."""
+    happen = lambda *_: signal.raise_signal(signal.SIGTERM)  # noqa: E731
+    at_call(monkeypatch, ppo.Run, "write_rows", 4, happen)  # the first call is for the header
+    with pytest.raises(KeyboardInterrupt):
+        go(env_id="worlds:Endless-v0", runs_dir=str(tmp_path))
+    assert steps_logged(run_dir(tmp_path)) == [20, 40, 60] and len(batches()) == 3
+    main("ppo_continuous", "--resume", run_dir(tmp_path) / "checkpoint.pt")
+    assert steps_logged(run_dir(tmp_path)) == [*range(20, 241, 20)]
+
+
 def test_fault_of_a_simulator(go, tmp_path, capsys):
     """It propagates, and the last whole iteration is kept."""
     with pytest.raises(ZeroDivisionError, match="a fault of the environment's own"):
