@@ -136,7 +136,7 @@ class Args:
 
 
 # === 3. Environment and networks ==================================================================
-def make_env(env_id: str, **options: Any) -> gym.Env:
+def make_env(env_id: str, /, **options: Any) -> gym.Env:
     """An environment that observes float32 (O,) and acts in [-1, 1]^A, whatever its own spaces."""
     env = open_env(env_id, **options)
     box = env.action_space
@@ -495,12 +495,13 @@ from typing import get_args, get_origin, get_type_hints
 
 import tyro
 
-EVAL_SEED = 1_000_000  # episode i of an evaluation is reset with EVAL_SEED + i, whatever --seed
-EVAL_STEPS = 10_000  # and where there is no time limit, it may take so many steps
+EVAL_SEED = 1_000_000  # of the first episode of an evaluation; the next has one more
+EVAL_STEPS = 10_000  # its longest episode, where the environment has no time limit
 SCRIPT = Path(__file__).stem if "__file__" in globals() else "notebook"
 COLUMNS = "global_step seconds sps episodes episodic_return episodic_length".split()
 COLUMNS += "eval_return_mean eval_return_std eval_episodes".split()  # more are added as they come
-FIXED = "env_id env_kwargs max_episode_steps seed hidden_dim surrogate norm_obs".split()
+FIXED = "env_id env_kwargs max_episode_steps seed hidden_dim".split()
+FIXED += "surrogate kl_coef norm_obs".split()  # of the checkpoint: --resume cannot change it
 ANSWER_SECONDS = 300  # after which a worker process counts as stuck
 
 
@@ -511,15 +512,20 @@ class RunError(ValueError):
 def check_args(args: Args) -> Args:
     """A copy of the settings in plain Python numbers. Raises RunError for one beyond its limits."""
     args = copy.copy(args)
+    args.resume = str(args.resume)  # it may be a Path
+    args.runs_dir = str(args.runs_dir)
     for name, kind in get_type_hints(Args, include_extras=True).items():
         if get_origin(kind) is Annotated:
             number, (low, high) = get_args(kind)
             value = getattr(args, name)
-            if not (isinstance(value, Real) and low <= value <= high and number(value) == value):
+            right = isinstance(value, Real) and low <= value <= high
+            if not right or number(value) != value:
                 flag = "--" + name.replace("_", "-")
                 what = f"of type {number.__name__}, from {low:,} to {high:,}"
                 raise RunError(f"{flag} must be {what}, not {value!r}")
             setattr(args, name, number(value))
+        elif get_origin(kind) is Literal and getattr(args, name) not in get_args(kind):
+            raise RunError(f"--{name} must be one of {get_args(kind)}, not {getattr(args, name)!r}")
     return args
 
 
@@ -534,7 +540,7 @@ def processor_settings(num_threads: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def open_env(env_id: str, **options: Any) -> gym.Env:
+def open_env(env_id: str, /, **options: Any) -> gym.Env:
     """gym.make, with a message for every environment that the networks cannot serve."""
     try:
         env = gym.make(env_id, **options)
@@ -550,9 +556,9 @@ def open_env(env_id: str, **options: Any) -> gym.Env:
         raise RunError(f"{env_id} observes images, {seen}: these networks take vectors")
     if not isinstance(box, gym.spaces.Box) or 0 in box.shape:
         raise RunError(f"{env_id} acts in {box}: actions must be continuous, a Box")
-    if not max(abs(box.low.min()), abs(box.high.max())) < 1e9:
+    if not max(abs(float(box.low.min())), abs(float(box.high.max()))) < 1e9:
         raise RunError(f"{env_id} acts in {box}: actions need finite, sensible bounds")
-    return gym.wrappers.TransformReward(env, lambda reward: np.asarray(reward, float).item())
+    return gym.wrappers.TransformReward(env, lambda r: np.asarray(r, float).item())
 
 
 class WithoutInfo(gym.Wrapper):
@@ -569,7 +575,7 @@ class WithoutInfo(gym.Wrapper):
 
 def worker_env(args: Args, options: dict[str, Any], main_pid: int) -> gym.Env:
     """An environment in a process of its own, which ends with the main one and leaves it Ctrl-C."""
-    if os.getpid() != main_pid:  # gymnasium makes one in the main process too, to see its spaces
+    if os.getpid() != main_pid:  # gymnasium makes one in the main process too
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         threading.Thread(target=end_with_parent, daemon=True).start()
@@ -612,6 +618,8 @@ def reset_env(env: gym.Env, seed: int) -> np.ndarray:
     random.seed(seed)
     np.random.seed(seed)
     obs, _ = env.reset(seed=seed)
+    if obs.shape != env.observation_space.shape:
+        raise RunError(f"it observes {obs.shape}, but its space is {env.observation_space.shape}")
     return obs
 
 
@@ -654,14 +662,16 @@ def write_file(path: Path, content: dict[str, Any]) -> None:
 def read_checkpoint(path: str) -> dict[str, Any]:
     """What Run.save wrote. Nothing that the file holds is executed. Raises RunError."""
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load looks at neither checksums nor flags
-            if archive.testzip() or any(entry.external_attr for entry in archive.infolist()):
+        with zipfile.ZipFile(path) as archive:
+            # Checksums and flags, at which torch.load does not look.
+            flags = [entry.external_attr for entry in archive.infolist()]
+            if archive.testzip() or any(flags):
                 raise ValueError("it is damaged")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if checkpoint["args"].keys() != vars(Args()).keys():
             raise ValueError("its settings belong to another script or version")
-    except Exception as error:  # without PyTorch's advice on how to load what is not safe
-        reason = repr(error).split(" This file can")[0]
+    except Exception as error:
+        reason = repr(error).split(" This file can")[0]  # the rest is unsafe advice
         raise RunError(f"--resume {path} is no checkpoint of this script: {reason:.300}") from error
     return checkpoint
 
@@ -669,7 +679,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 def load_part(part: Any, state: dict[str, Any]) -> None:
     """part.load_state_dict, but an optimizer keeps its settings, and its moments must fit."""
     if isinstance(part, torch.optim.Optimizer):
-        state = {"state": state["state"], "param_groups": part.state_dict()["param_groups"]}
+        settings = part.state_dict()["param_groups"]
+        state = {"state": state["state"], "param_groups": settings}
     part.load_state_dict(state)
     if isinstance(part, torch.optim.Optimizer):
         for parameter, moments in part.state.items():
@@ -688,6 +699,8 @@ class Run:
     def __init__(self, args: Args, checkpoint: dict[str, Any] | None):
         self.args = check_args(args)
         self.checkpoint = checkpoint
+        if self.args.resume and checkpoint is None:
+            self.checkpoint = read_checkpoint(self.args.resume)
         self.step = 0
         self.metrics = {}  # of the last update
         self.progress = {"episodes": 0, "ended": [], "best_return": -math.inf}
@@ -719,11 +732,11 @@ class Run:
         random.seed(self.args.seed)
         np.random.seed(self.args.seed)
         torch.manual_seed(self.args.seed)
-        numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
-        with contextlib.suppress(ValueError):  # outside the main thread, signals are not ours
-            for number in numbers:
+        hang_up = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+        with contextlib.suppress(ValueError):  # only the main thread has signals
+            for number in {signal.SIGINT, signal.SIGTERM, hang_up}:
                 old = signal.getsignal(number)
-                if old != signal.SIG_IGN or number == signal.SIGINT:  # nohup ignores SIGHUP
+                if old != signal.SIG_IGN or number == signal.SIGINT:  # as nohup does
                     signal.signal(number, self.on_signal)
                     self.old_handlers[number] = old
         return self
@@ -809,8 +822,9 @@ class Run:
     def open_folder(self) -> None:
         """Make the run's folder with args.json and metrics.csv, and say where they are."""
         args = self.args
-        about = vars(args) | {m.__name__: m.__version__ for m in (torch, gym, np)}
-        about |= {"platform": platform.platform(), "python": sys.version, "cores": os.cpu_count()}
+        about = vars(args) | {"platform": platform.platform(), "python": sys.version}
+        about |= {"cores": os.cpu_count(), "torch": torch.__version__}
+        about |= {"gymnasium": gym.__version__, "numpy": np.__version__}
         try:
             if args.resume:
                 self.dir = Path(args.resume).resolve().parent
@@ -826,8 +840,9 @@ class Run:
             try:
                 import wandb
 
-                name = self.dir.name
-                self.tracker = wandb.init(id=name, dir=self.dir, config=about, resume="allow")
+                self.tracker = wandb.init(
+                    id=self.dir.name, dir=self.dir, config=about, resume="allow"
+                )
             except Exception as error:
                 raise RunError(f"--track (pip install wandb): {error!r:.300}") from error
         print(f"{self.dir}: rollouts of {self.size:,} steps", flush=True)
@@ -835,7 +850,8 @@ class Run:
     def record(self, next_obs, last_obs, reward: np.ndarray, ended: np.ndarray) -> None:
         """Count a step of every environment, and the episodes that ended in it."""
         self.step += len(reward)
-        self.check_finite(observation=next_obs.sum() + last_obs.sum(), reward=reward.sum())
+        self.check_finite(observation=next_obs.sum() + last_obs.sum())
+        self.check_finite(reward=reward.sum())
         self.returns += reward
         self.lengths += 1
         for i in np.flatnonzero(ended):
@@ -887,7 +903,7 @@ class Run:
 
     def evaluation(self) -> dict[str, float]:
         trajectories = evaluate(self.agent.actor, self.eval_env, self.args)
-        returns = [sum(reward for _, _, reward, *_ in episode) for episode in trajectories]
+        returns = [sum(step[2] for step in episode) for episode in trajectories]
         mean = float(np.mean(returns))
         tqdm.write(f"step {self.step}: mean return {mean:.1f} in evaluation", sys.stderr)
         if mean > self.progress["best_return"]:
@@ -900,12 +916,14 @@ class Run:
         """Add a row to metrics.csv."""
         seconds = self.seconds
         row = {"global_step": self.step, "seconds": round(seconds, 3)}
-        row |= {"sps": round(self.step / seconds, 1), "episodes": self.progress["episodes"]}
+        row["sps"] = round(self.step / seconds, 1)
+        row["episodes"] = self.progress["episodes"]
         if self.progress["ended"]:
             means = np.mean(self.progress["ended"], axis=0).tolist()
             row |= {"episodic_return": means[0], "episodic_length": means[1]}
             self.progress["ended"] = []
-        row |= {name: value.mean().item() for name, value in self.metrics.items()}
+        for name, value in self.metrics.items():
+            row[name] = torch.as_tensor(value).float().mean().item()
         row |= evaluation
         self.check_finite(**row)
         self.rows.append(row)
@@ -936,6 +954,9 @@ class Run:
         step = self.whole["progress"]["step"]
         for name, value in self.whole["parts"]["agent"].items():
             self.check_finite(**{name: value.sum().item()})
+        metrics = self.whole["progress"]["metrics"]
+        for name, value in metrics.items():
+            metrics[name] = torch.as_tensor(value)
         content = self.whole | {"args": vars(self.args)}
         content["rows"] = [row for row in self.rows if row["global_step"] < step]
         write_file(self.dir / "model.pt", content["parts"]["agent"])
@@ -957,7 +978,8 @@ class Run:
 def resume(path: str, **changes: Any) -> dict[str, Any]:
     """Go on with a run, with its settings but for the changes. Returns what train() does."""
     checkpoint = read_checkpoint(path)
-    return train(Args(**checkpoint["args"] | changes | {"resume": path}), checkpoint)
+    args = Args(**checkpoint["args"] | changes | {"resume": str(path)})
+    return train(args, checkpoint)
 
 
 def without_values(words: list[str]) -> list[str]:
@@ -974,7 +996,7 @@ def without_values(words: list[str]) -> list[str]:
 def main(words: list[str]) -> None:
     """The command line."""
     words = without_values(words)
-    sys.path.append(os.getcwd())  # --env-id my_module:Mine-v0, with my_module.py in this folder
+    sys.path.append(os.getcwd())  # has my_module.py, for --env-id my_module:Mine-v0
     try:
         args, checkpoint = tyro.cli(Args, args=words), None
         if args.resume:

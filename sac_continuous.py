@@ -116,7 +116,7 @@ class Args:
 
 
 # === 3. Environment and networks ==================================================================
-def make_env(env_id: str, **options: Any) -> gym.Env:
+def make_env(env_id: str, /, **options: Any) -> gym.Env:
     """An environment that observes float32 (O,) and acts in [-1, 1]^A, whatever its own spaces."""
     env = open_env(env_id, **options)
     box = env.action_space
@@ -411,12 +411,13 @@ from typing import get_args, get_origin, get_type_hints
 
 import tyro
 
-EVAL_SEED = 1_000_000  # episode i of an evaluation is reset with EVAL_SEED + i, whatever --seed
-EVAL_STEPS = 10_000  # and where there is no time limit, it may take so many steps
+EVAL_SEED = 1_000_000  # of the first episode of an evaluation; the next has one more
+EVAL_STEPS = 10_000  # its longest episode, where the environment has no time limit
 SCRIPT = Path(__file__).stem if "__file__" in globals() else "notebook"
 COLUMNS = "global_step seconds sps episodes episodic_return episodic_length".split()
 COLUMNS += "eval_return_mean eval_return_std eval_episodes".split()  # more are added as they come
-FIXED = "env_id env_kwargs max_episode_steps seed hidden_dim buffer_size autotune double_q".split()
+FIXED = "env_id env_kwargs max_episode_steps seed hidden_dim buffer_size".split()
+FIXED += "autotune alpha double_q".split()  # of the checkpoint, so that --resume cannot change it
 
 
 class RunError(ValueError):
@@ -426,15 +427,20 @@ class RunError(ValueError):
 def check_args(args: Args) -> Args:
     """A copy of the settings in plain Python numbers. Raises RunError for one beyond its limits."""
     args = copy.copy(args)
+    args.resume = str(args.resume)  # it may be a Path
+    args.runs_dir = str(args.runs_dir)
     for name, kind in get_type_hints(Args, include_extras=True).items():
         if get_origin(kind) is Annotated:
             number, (low, high) = get_args(kind)
             value = getattr(args, name)
-            if not (isinstance(value, Real) and low <= value <= high and number(value) == value):
+            right = isinstance(value, Real) and low <= value <= high
+            if not right or number(value) != value:
                 flag = "--" + name.replace("_", "-")
                 what = f"of type {number.__name__}, from {low:,} to {high:,}"
                 raise RunError(f"{flag} must be {what}, not {value!r}")
             setattr(args, name, number(value))
+        elif get_origin(kind) is Literal and getattr(args, name) not in get_args(kind):
+            raise RunError(f"--{name} must be one of {get_args(kind)}, not {getattr(args, name)!r}")
     if args.batch_size > args.buffer_size:
         raise RunError(f"--batch-size {args.batch_size} exceeds --buffer-size {args.buffer_size}")
     return args
@@ -449,7 +455,7 @@ def processor_settings(num_threads: int) -> Iterator[None]:
     the same. Here this is measured, and the permission is taken back where it does not hold.
     """
     threads = torch.get_num_threads()
-    products = getattr(torch.backends.mkldnn, "matmul", None)  # PyTorch before 2.9 has none
+    products = getattr(torch.backends.mkldnn, "matmul", None)  # from PyTorch 2.9 on
     old = getattr(products, "fp32_precision", None)
     has = torch.cpu.get_capabilities() if products else {}
     torch.set_num_threads(num_threads)
@@ -467,7 +473,7 @@ def processor_settings(num_threads: int) -> Iterator[None]:
             products.fp32_precision = old
 
 
-def open_env(env_id: str, **options: Any) -> gym.Env:
+def open_env(env_id: str, /, **options: Any) -> gym.Env:
     """gym.make, with a message for every environment that the networks cannot serve."""
     try:
         env = gym.make(env_id, **options)
@@ -483,9 +489,9 @@ def open_env(env_id: str, **options: Any) -> gym.Env:
         raise RunError(f"{env_id} observes images, {seen}: these networks take vectors")
     if not isinstance(box, gym.spaces.Box) or 0 in box.shape:
         raise RunError(f"{env_id} acts in {box}: actions must be continuous, a Box")
-    if not max(abs(box.low.min()), abs(box.high.max())) < 1e9:
+    if not max(abs(float(box.low.min())), abs(float(box.high.max()))) < 1e9:
         raise RunError(f"{env_id} acts in {box}: actions need finite, sensible bounds")
-    return gym.wrappers.TransformReward(env, lambda reward: np.asarray(reward, float).item())
+    return gym.wrappers.TransformReward(env, lambda r: np.asarray(r, float).item())
 
 
 def reset_env(env: gym.Env, seed: int) -> np.ndarray:
@@ -493,6 +499,8 @@ def reset_env(env: gym.Env, seed: int) -> np.ndarray:
     random.seed(seed)
     np.random.seed(seed)
     obs, _ = env.reset(seed=seed)
+    if obs.shape != env.observation_space.shape:
+        raise RunError(f"it observes {obs.shape}, but its space is {env.observation_space.shape}")
     return obs
 
 
@@ -535,14 +543,16 @@ def write_file(path: Path, content: dict[str, Any]) -> None:
 def read_checkpoint(path: str) -> dict[str, Any]:
     """What Run.save wrote. Nothing that the file holds is executed. Raises RunError."""
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load looks at neither checksums nor flags
-            if archive.testzip() or any(entry.external_attr for entry in archive.infolist()):
+        with zipfile.ZipFile(path) as archive:
+            # Checksums and flags, at which torch.load does not look.
+            flags = [entry.external_attr for entry in archive.infolist()]
+            if archive.testzip() or any(flags):
                 raise ValueError("it is damaged")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if checkpoint["args"].keys() != vars(Args()).keys():
             raise ValueError("its settings belong to another script or version")
-    except Exception as error:  # without PyTorch's advice on how to load what is not safe
-        reason = repr(error).split(" This file can")[0]
+    except Exception as error:
+        reason = repr(error).split(" This file can")[0]  # the rest is unsafe advice
         raise RunError(f"--resume {path} is no checkpoint of this script: {reason:.300}") from error
     return checkpoint
 
@@ -550,7 +560,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 def load_part(part: Any, state: dict[str, Any]) -> None:
     """part.load_state_dict, but an optimizer keeps its settings, and its moments must fit."""
     if isinstance(part, torch.optim.Optimizer):
-        state = {"state": state["state"], "param_groups": part.state_dict()["param_groups"]}
+        settings = part.state_dict()["param_groups"]
+        state = {"state": state["state"], "param_groups": settings}
     part.load_state_dict(state)
     if isinstance(part, torch.optim.Optimizer):
         for parameter, moments in part.state.items():
@@ -569,12 +580,14 @@ class Run:
     def __init__(self, args: Args, checkpoint: dict[str, Any] | None):
         self.args = check_args(args)
         self.checkpoint = checkpoint
+        if self.args.resume and checkpoint is None:
+            self.checkpoint = read_checkpoint(self.args.resume)
         self.step = 0
         self.metrics = {}  # of the last update
         self.progress = {"episodes": 0, "ended": [], "best_return": -math.inf}
         self.progress |= {"episode_seed": 0, "episode_return": 0.0, "episode_length": 0}
         self.whole = {}  # progress, metrics and random state after the last whole step
-        self.phase = "opening"  # then "acting", "updating" (half a step is done) or "writing"
+        self.phase = "opening"  # then "acting", "updating" (half a step) or "writing"
         self.stop_asked = False
         self.old_handlers = {}  # of signals
         self.envs = []  # to be closed
@@ -598,11 +611,11 @@ class Run:
         random.seed(self.args.seed)
         np.random.seed(self.args.seed)
         torch.manual_seed(self.args.seed)
-        numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
-        with contextlib.suppress(ValueError):  # outside the main thread, signals are not ours
-            for number in numbers:
+        hang_up = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+        with contextlib.suppress(ValueError):  # only the main thread has signals
+            for number in {signal.SIGINT, signal.SIGTERM, hang_up}:
                 old = signal.getsignal(number)
-                if old != signal.SIG_IGN or number == signal.SIGINT:  # nohup ignores SIGHUP
+                if old != signal.SIG_IGN or number == signal.SIGINT:  # as nohup does
                     signal.signal(number, self.on_signal)
                     self.old_handlers[number] = old
         return self
@@ -702,7 +715,8 @@ class Run:
         for number in range(self.replay.added - length, self.replay.added):
             if exact:
                 then = self.replay.gather(torch.tensor([number % len(self.replay)]))
-                obs, reward, terminated, _, _ = self.env.step(then.action[0].cpu().numpy())
+                action = then.action[0].cpu().numpy()
+                obs, reward, terminated, _, _ = self.env.step(action)
                 exact = np.array_equal(obs, then.next_obs[0].cpu().numpy())
                 exact = exact and np.float32(reward) == then.reward.item()
                 exact = exact and terminated == bool(then.terminated.item())
@@ -717,8 +731,9 @@ class Run:
     def open_folder(self) -> None:
         """Make the run's folder with args.json and metrics.csv, and say where they are."""
         args = self.args
-        about = vars(args) | {m.__name__: m.__version__ for m in (torch, gym, np)}
-        about |= {"platform": platform.platform(), "python": sys.version, "cores": os.cpu_count()}
+        about = vars(args) | {"platform": platform.platform(), "python": sys.version}
+        about |= {"cores": os.cpu_count(), "torch": torch.__version__}
+        about |= {"gymnasium": gym.__version__, "numpy": np.__version__}
         try:
             if args.resume:
                 self.dir = Path(args.resume).resolve().parent
@@ -734,8 +749,9 @@ class Run:
             try:
                 import wandb
 
-                name = self.dir.name
-                self.tracker = wandb.init(id=name, dir=self.dir, config=about, resume="allow")
+                self.tracker = wandb.init(
+                    id=self.dir.name, dir=self.dir, config=about, resume="allow"
+                )
             except Exception as error:
                 raise RunError(f"--track (pip install wandb): {error!r:.300}") from error
         print(f"{self.dir}: replay takes up to {self.replay.table.nbytes:,} B", flush=True)
@@ -745,7 +761,7 @@ class Run:
     def reset(self) -> np.ndarray:
         """Begin an episode, after counting the one that ended, if any."""
         progress = self.progress
-        self.phase = "acting"  # whatever the environment does, the last whole step can be kept
+        self.phase = "acting"  # a failing environment loses nothing
         seed = int(torch.randint(2**31, ()))
         obs = reset_env(self.env, seed)
         self.phase = "updating"
@@ -778,7 +794,8 @@ class Run:
         if self.args.device != "cpu":
             generators.append(getattr(torch, self.args.device).get_rng_state())
         self.whole = self.progress | {"step": self.step, "metrics": self.metrics}
-        self.whole |= {"seconds": time.perf_counter() - self.began, "generators": generators}
+        self.whole["seconds"] = time.perf_counter() - self.began
+        self.whole["generators"] = generators
 
     def due(self, every: int) -> bool:
         last = self.step == self.args.total_timesteps
@@ -805,7 +822,7 @@ class Run:
 
     def evaluation(self) -> dict[str, float]:
         trajectories = evaluate(self.agent.actor, self.eval_env, self.args)
-        returns = [sum(reward for _, _, reward, *_ in episode) for episode in trajectories]
+        returns = [sum(step[2] for step in episode) for episode in trajectories]
         mean = float(np.mean(returns))
         tqdm.write(f"step {self.step}: mean return {mean:.1f} in evaluation", sys.stderr)
         if mean > self.progress["best_return"]:
@@ -818,12 +835,14 @@ class Run:
         """Add a row to metrics.csv."""
         seconds = self.whole["seconds"]
         row = {"global_step": self.step, "seconds": round(seconds, 3)}
-        row |= {"sps": round(self.step / seconds, 1), "episodes": self.progress["episodes"]}
+        row["sps"] = round(self.step / seconds, 1)
+        row["episodes"] = self.progress["episodes"]
         if self.progress["ended"]:
             means = np.mean(self.progress["ended"], axis=0).tolist()
             row |= {"episodic_return": means[0], "episodic_length": means[1]}
             self.progress["ended"] = []
-        row |= {name: value.mean().item() for name, value in self.metrics.items()}
+        for name, value in self.metrics.items():
+            row[name] = torch.as_tensor(value).float().mean().item()
         row |= evaluation
         self.check_finite(**row)
         self.rows.append(row)
@@ -855,9 +874,14 @@ class Run:
         for name, parameter in self.agent.named_parameters():
             if parameter.requires_grad:
                 self.check_finite(**{name: parameter.sum().item()})
-        content = {"args": vars(self.args), "progress": self.whole}
-        content["parts"] = {name: part.state_dict() for name, part in self.parts.items()}
-        content["rows"] = [row for row in self.rows if row["global_step"] < step]
+        for name, value in self.whole["metrics"].items():
+            self.whole["metrics"][name] = torch.as_tensor(value)
+        content = {
+            "args": vars(self.args),
+            "progress": self.whole,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "rows": [row for row in self.rows if row["global_step"] < step],
+        }
         write_file(self.dir / "model.pt", self.agent.state_dict())
         write_file(self.dir / "checkpoint.pt", content)
 
@@ -877,7 +901,8 @@ class Run:
 def resume(path: str, **changes: Any) -> dict[str, Any]:
     """Go on with a run, with its settings but for the changes. Returns what train() does."""
     checkpoint = read_checkpoint(path)
-    return train(Args(**checkpoint["args"] | changes | {"resume": path}), checkpoint)
+    args = Args(**checkpoint["args"] | changes | {"resume": str(path)})
+    return train(args, checkpoint)
 
 
 def without_values(words: list[str]) -> list[str]:
@@ -894,7 +919,7 @@ def without_values(words: list[str]) -> list[str]:
 def main(words: list[str]) -> None:
     """The command line."""
     words = without_values(words)
-    sys.path.append(os.getcwd())  # --env-id my_module:Mine-v0, with my_module.py in this folder
+    sys.path.append(os.getcwd())  # has my_module.py, for --env-id my_module:Mine-v0
     try:
         args, checkpoint = tyro.cli(Args, args=words), None
         if args.resume:

@@ -703,17 +703,19 @@ def test_a_place_with_spaces_seen_from_another_folder(go, module, tmp_path, monk
     assert metrics(again["run_dir"])[-1]["global_step"] == "60"
 
 
-def test_ways_to_resume(go, module, tmp_path):
+def test_ways_to_resume(go, module, tmp_path, capsys):
     """By resume(), with a path of either kind, or as a setting: it goes on, nothing begins anew."""
     whole = go(PLAIN, total_timesteps=60)
     for number in range(3):
         place = tmp_path / f"half{number}"
         path = go(PLAIN, total_timesteps=30, runs_dir=place)["run_dir"] / "checkpoint.pt"
+        capsys.readouterr()
         if number < 2:
             results = module.resume([path, str(path)][number], total_timesteps=60)
         else:
             results = go(PLAIN, resume=str(path))
         assert results["run_dir"] == path.parent.resolve()
+        assert "note: total_timesteps is now 60, not 30" in capsys.readouterr().out
         if module.__name__ == PPO:  # it begins new episodes, and its step size falls to the end
             steps = [row["global_step"] for row in metrics(path.parent)]
             assert steps == ["10", "20", "30", "40", "50", "60"]
