@@ -70,6 +70,8 @@ def judge_of_goals(env: gym.Env, name: str, space: gym.Space) -> Judge:
         ) from error
     if together.shape == (size,) and np.allclose(together, answers, atol=1e-4):
         return all_at_once
+    if together.shape == () and (together == answers).all():  # it is the same for all goals
+        return lambda achieved, desired: np.full(len(achieved), together)
     return one_by_one
 
 
