@@ -479,6 +479,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> dict[str, Any
 # === 7. Bookkeeping (skip on first reading) =======================================================
 import contextlib
 import csv
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -590,16 +591,17 @@ def end_with_parent() -> None:
 class Workers(gym.vector.AsyncVectorEnv):
     """Environments in processes of their own. One that is dead or stuck is a RunError."""
 
-    def step_wait(self, timeout: float = ANSWER_SECONDS) -> tuple:
-        return self.within(timeout, super().step_wait)
+    def step(self, actions: np.ndarray) -> tuple:
+        return self.ask(self.step_async, self.step_wait, actions)
 
-    def reset_wait(self, timeout: float = ANSWER_SECONDS) -> tuple:
-        return self.within(timeout, super().reset_wait)
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple:
+        return self.ask(self.reset_async, self.reset_wait, seed, options)
 
-    def within(self, timeout: float, wait: Callable[[float], tuple]) -> tuple:
+    def ask(self, send: Callable, wait: Callable, *arguments: Any) -> tuple:
         try:
-            return wait(timeout)
-        except (EOFError, OSError, multiprocessing.TimeoutError) as error:
+            send(*arguments)
+            return wait(ANSWER_SECONDS)
+        except (EOFError, ConnectionError, multiprocessing.TimeoutError) as error:
             raise RunError(f"a process of --async-envs has ended or is stuck: {error!r}") from error
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -684,9 +686,12 @@ def load_part(part: Any, state: dict[str, Any]) -> None:
     part.load_state_dict(state)
     if isinstance(part, torch.optim.Optimizer):
         for parameter, moments in part.state.items():
-            shapes = [moments[name].shape for name in ("exp_avg", "exp_avg_sq")]
-            if shapes != [parameter.shape] * 2 or moments["step"].dim() > 0:
-                raise ValueError("an optimizer belongs to another network")
+            if moments["step"].dim() > 0:
+                raise ValueError("an optimizer has counted wrongly")
+            for name in ("exp_avg", "exp_avg_sq"):
+                moment = moments[name]
+                if moment.shape != parameter.shape or not moment.is_contiguous():
+                    raise ValueError("an optimizer belongs to another network")
 
 
 class Run:
@@ -721,6 +726,8 @@ class Run:
             torch.empty(0, device=args.device)
         except (RuntimeError, AssertionError) as error:
             raise RunError(f"--device {args.device} cannot be used: {error!r:.200}") from error
+        if args.track and importlib.util.find_spec("wandb") is None:
+            raise RunError("--track needs: pip install wandb")
         try:
             self.env_options = dict(json.loads(args.env_kwargs))
         except (ValueError, TypeError) as error:
@@ -804,13 +811,22 @@ class Run:
             if new != old and name != "resume":
                 print(f"note: {name} is now {new}, not {old}; the result may differ from here on")
         try:
-            self.rows = self.checkpoint["rows"]
+            for name, value in self.progress.items():
+                if type(self.checkpoint["progress"][name]) is not type(value):
+                    raise ValueError(f"{name} is not a {type(value).__name__}")
             self.progress = self.checkpoint["progress"]
-            self.step = self.progress["step"]
-            self.metrics = self.progress["metrics"]
-            self.began -= self.progress["seconds"]
+            for row in self.checkpoint["rows"]:
+                self.rows.append(dict(row))
+            for end in self.progress["ended"]:
+                sum(end)
+            self.step = int(self.progress["step"])
+            for name, value in self.progress["metrics"].items():
+                self.metrics[name] = torch.as_tensor(value)
+            self.began -= float(self.progress["seconds"])
             for name, part in self.parts.items():
                 load_part(part, self.checkpoint["parts"][name])
+            if self.step - self.size >= self.args.total_timesteps:
+                raise ValueError(f"it is of step {self.step}")
             states = self.progress["generators"]
             torch.set_rng_state(states[0])
             if self.args.device != "cpu" and len(states) > 1:
@@ -832,26 +848,30 @@ class Run:
                 name = f"{args.env_id}__{SCRIPT}__{args.seed}__{time.time():.6f}"
                 self.dir = Path(args.runs_dir, re.sub(r"[^\w.-]", "-", name))
                 self.dir.mkdir(parents=True)
-            (self.dir / "args.json").write_text(json.dumps(about, indent=2))
-            self.write_rows()
+            unfinished = self.dir / "args.tmp"
+            unfinished.write_text(json.dumps(about, indent=2))
+            os.replace(unfinished, self.dir / "args.json")
         except OSError as error:
-            raise RunError(f"cannot write into {args.runs_dir}: {error}") from error
+            with contextlib.suppress(OSError):
+                (self.dir / "args.tmp").unlink()
+            raise RunError(f"cannot write into {self.dir}: {error}") from error
+        self.write_rows()
         if args.track:
-            try:
-                import wandb
+            import wandb
 
+            try:
                 self.tracker = wandb.init(
                     id=self.dir.name, dir=self.dir, config=about, resume="allow"
                 )
             except Exception as error:
-                raise RunError(f"--track (pip install wandb): {error!r:.300}") from error
+                raise RunError(f"--track: {error!r:.300}") from error
         print(f"{self.dir}: rollouts of {self.size:,} steps", flush=True)
 
     def record(self, next_obs, last_obs, reward: np.ndarray, ended: np.ndarray) -> None:
         """Count a step of every environment, and the episodes that ended in it."""
         self.step += len(reward)
-        self.check_finite(observation=next_obs.sum() + last_obs.sum())
-        self.check_finite(reward=reward.sum())
+        self.check_finite(self.step, observation=next_obs.sum() + last_obs.sum())
+        self.check_finite(self.step, reward=reward.sum())
         self.returns += reward
         self.lengths += 1
         for i in np.flatnonzero(ended):
@@ -861,10 +881,10 @@ class Run:
             self.returns[i] = 0
             self.lengths[i] = 0
 
-    def check_finite(self, **values: float) -> None:
+    def check_finite(self, step: int, **values: float) -> None:
         for name, value in values.items():
             if not math.isfinite(value):
-                raise RunError(f"step {self.step} of {self.args.env_id}: {name} is not finite")
+                raise RunError(f"step {step} of {self.args.env_id}: {name} is not finite")
 
     def mark_whole(self) -> None:
         """Copy what a checkpoint of this iteration holds: it may be written during the next."""
@@ -925,7 +945,7 @@ class Run:
         for name, value in self.metrics.items():
             row[name] = torch.as_tensor(value).float().mean().item()
         row |= evaluation
-        self.check_finite(**row)
+        self.check_finite(self.step, **row)
         self.rows.append(row)
         self.write_rows()
         if self.tracker is not None:
@@ -948,12 +968,14 @@ class Run:
             self.written = len(self.rows)
         except PermissionError:  # a spreadsheet has locked it
             print(f"note: {path} cannot be written now; its rows are kept until it can")
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error}") from error
 
     def save(self) -> None:
         """Write model.pt (the networks) and checkpoint.pt (all, after the last whole step)."""
         step = self.whole["progress"]["step"]
         for name, value in self.whole["parts"]["agent"].items():
-            self.check_finite(**{name: value.sum().item()})
+            self.check_finite(step, **{name: value.sum().item()})
         metrics = self.whole["progress"]["metrics"]
         for name, value in metrics.items():
             metrics[name] = torch.as_tensor(value)

@@ -504,6 +504,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> dict[str, Any
 # === 7. Bookkeeping (skip on first reading) =======================================================
 import contextlib
 import csv
+import importlib.util
 import json
 import os
 import platform
@@ -673,9 +674,12 @@ def load_part(part: Any, state: dict[str, Any]) -> None:
     part.load_state_dict(state)
     if isinstance(part, torch.optim.Optimizer):
         for parameter, moments in part.state.items():
-            shapes = [moments[name].shape for name in ("exp_avg", "exp_avg_sq")]
-            if shapes != [parameter.shape] * 2 or moments["step"].dim() > 0:
-                raise ValueError("an optimizer belongs to another network")
+            if moments["step"].dim() > 0:
+                raise ValueError("an optimizer has counted wrongly")
+            for name in ("exp_avg", "exp_avg_sq"):
+                moment = moments[name]
+                if moment.shape != parameter.shape or not moment.is_contiguous():
+                    raise ValueError("an optimizer belongs to another network")
 
 
 class Run:
@@ -694,6 +698,7 @@ class Run:
         self.metrics = {}  # of the last update
         self.progress = {"episodes": 0, "ended": [], "best_return": -math.inf}
         self.progress |= {"episode_seed": 0, "episode_return": 0.0, "episode_length": 0}
+        self.progress["first_obs"] = torch.zeros(0)
         self.whole = {}  # progress, metrics and random state after the last whole step
         self.phase = "opening"  # then "acting", "updating" (half a step) or "writing"
         self.stop_asked = False
@@ -708,6 +713,8 @@ class Run:
             torch.empty(0, device=args.device)
         except (RuntimeError, AssertionError) as error:
             raise RunError(f"--device {args.device} cannot be used: {error!r:.200}") from error
+        if args.track and importlib.util.find_spec("wandb") is None:
+            raise RunError("--track needs: pip install wandb")
         try:
             self.env_options = dict(json.loads(args.env_kwargs))
         except (ValueError, TypeError) as error:
@@ -795,15 +802,25 @@ class Run:
             if new != old and name != "resume":
                 print(f"note: {name} is now {new}, not {old}; the result may differ from here on")
         try:
-            self.rows = self.checkpoint["rows"]
+            for name, value in self.progress.items():
+                if type(self.checkpoint["progress"][name]) is not type(value):
+                    raise ValueError(f"{name} is not a {type(value).__name__}")
             self.progress = self.checkpoint["progress"]
-            self.step = self.progress["step"]
-            self.metrics = self.progress["metrics"]
-            self.began -= self.progress["seconds"]
+            for row in self.checkpoint["rows"]:
+                self.rows.append(dict(row))
+            for end in self.progress["ended"]:
+                sum(end)
+            self.step = int(self.progress["step"])
+            for name, value in self.progress["metrics"].items():
+                self.metrics[name] = torch.as_tensor(value)
+            self.began -= float(self.progress["seconds"])
             for name, part in self.parts.items():
                 load_part(part, self.checkpoint["parts"][name])
             if not self.replay.added == self.step <= self.args.total_timesteps:
                 raise ValueError(f"it is of step {self.step}")
+            table = self.checkpoint["parts"]["replay"]["table"]
+            if table.shape != self.replay.table[: len(self.replay)].shape:
+                raise ValueError("the replay buffer has another size")
             obs = self.put_back()
             states = self.progress["generators"]
             torch.set_rng_state(states[0])
@@ -824,10 +841,10 @@ class Run:
             if exact:
                 then = self.replay.gather(torch.tensor([number % len(self.replay)]))
                 action = then.action[0].cpu().numpy()
-                obs, reward, terminated, _, _ = self.env.step(action)
+                obs, reward, terminated, truncated, _ = self.env.step(action)
                 exact = np.array_equal(obs, then.next_obs[0].cpu().numpy())
                 exact = exact and np.float32(reward) == then.reward.item()
-                exact = exact and terminated == bool(then.terminated.item())
+                exact = exact and not (terminated or truncated)
         if not exact:
             print("note: this environment cannot be put back exactly: not bit for bit from here")
             self.progress["episode_length"] = 0
@@ -849,19 +866,23 @@ class Run:
                 name = f"{args.env_id}__{SCRIPT}__{args.seed}__{time.time():.6f}"
                 self.dir = Path(args.runs_dir, re.sub(r"[^\w.-]", "-", name))
                 self.dir.mkdir(parents=True)
-            (self.dir / "args.json").write_text(json.dumps(about, indent=2))
-            self.write_rows()
+            unfinished = self.dir / "args.tmp"
+            unfinished.write_text(json.dumps(about, indent=2))
+            os.replace(unfinished, self.dir / "args.json")
         except OSError as error:
-            raise RunError(f"cannot write into {args.runs_dir}: {error}") from error
+            with contextlib.suppress(OSError):
+                (self.dir / "args.tmp").unlink()
+            raise RunError(f"cannot write into {self.dir}: {error}") from error
+        self.write_rows()
         if args.track:
-            try:
-                import wandb
+            import wandb
 
+            try:
                 self.tracker = wandb.init(
                     id=self.dir.name, dir=self.dir, config=about, resume="allow"
                 )
             except Exception as error:
-                raise RunError(f"--track (pip install wandb): {error!r:.300}") from error
+                raise RunError(f"--track: {error!r:.300}") from error
         print(f"{self.dir}: replay takes up to {self.replay.table.nbytes:,} B", flush=True)
         if args.learning_starts >= args.total_timesteps or args.updates_per_step == 0:
             print("note: with these settings there is no update, so nothing is learnt")
@@ -872,8 +893,8 @@ class Run:
         self.phase = "acting"  # a failing environment loses nothing
         seed = int(torch.randint(2**31, ()))
         obs = reset_env(self.env, seed)
+        self.check_finite(self.step, observation=obs.sum())
         self.phase = "updating"
-        self.check_finite(observation=obs.sum())
         if progress["episode_length"] > 0:
             progress["episodes"] += 1
             end = progress["episode_return"], progress["episode_length"]
@@ -884,14 +905,13 @@ class Run:
 
     def record(self, next_obs: np.ndarray, reward: float) -> None:
         """Count a step."""
-        self.check_finite(observation=next_obs.sum(), reward=reward)
+        self.check_finite(self.step + 1, observation=next_obs.sum(), reward=reward)
         self.phase = "updating"
         self.step += 1
         self.progress["episode_length"] += 1
         self.progress["episode_return"] += reward
 
-    def check_finite(self, **values: float) -> None:
-        step = self.step + (self.phase == "acting")  # which is not counted yet
+    def check_finite(self, step: int, **values: float) -> None:
         for name, value in values.items():
             if not math.isfinite(value):
                 raise RunError(f"step {step} of {self.args.env_id}: {name} is not finite")
@@ -952,7 +972,7 @@ class Run:
         for name, value in self.metrics.items():
             row[name] = torch.as_tensor(value).float().mean().item()
         row |= evaluation
-        self.check_finite(**row)
+        self.check_finite(self.step, **row)
         self.rows.append(row)
         self.write_rows()
         if self.tracker is not None:
@@ -975,13 +995,15 @@ class Run:
             self.written = len(self.rows)
         except PermissionError:  # a spreadsheet has locked it
             print(f"note: {path} cannot be written now; its rows are kept until it can")
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error}") from error
 
     def save(self) -> None:
         """Write model.pt (the networks) and checkpoint.pt (all, after the last whole step)."""
         step = self.whole["step"]
         for name, parameter in self.agent.named_parameters():
             if parameter.requires_grad:
-                self.check_finite(**{name: parameter.sum().item()})
+                self.check_finite(step, **{name: parameter.sum().item()})
         for name, value in self.whole["metrics"].items():
             self.whole["metrics"][name] = torch.as_tensor(value)
         content = {

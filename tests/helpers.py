@@ -59,7 +59,7 @@ def train(script: str, *flags: Any) -> dict[str, Any]:
 
 def child(script: str, log: Path, flags: list, before: Callable = bool) -> None:
     """The body of a multiprocessing.Process that is `main`, with its output in the file `log`."""
-    sys.stdout = sys.stderr = open(log, "w", buffering=1)
+    sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115  to the process's end
     before()
     main(script, *flags)
 

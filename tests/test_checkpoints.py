@@ -195,7 +195,7 @@ def stopped_at(step: int, folder: Path, out: str) -> Path:
 @pytest.mark.parametrize(
     "script, env_id, steps, kills",
     [
-        (*ONE, "Pendulum-v1", 700, 20),
+        (*ONE, "Pendulum-v1", 500, 12),
         (*ONE, "Hopper-v5", 400, 3),
         (*ONE, "HalfCheetah-v5", 400, 3),
         *((script, "Pendulum-v1", 400, 2) for script in OFF_POLICY[1:]),
@@ -684,6 +684,7 @@ def test_finished(script: str, tmp_path: Path, capsys: Any, monkeypatch: Any) ->
 # What a checkpoint fixes: environment, sizes, seed and switches of the algorithm.
 FIXED = {"env_id", "env_kwargs", "max_episode_steps", "seed", "hidden_dim", "buffer_size"}
 FIXED |= {"autotune", "double_q", "surrogate", "norm_obs"}
+FIXED |= {"alpha", "kl_coef"}  # they are learnt, and the checkpoint has their values
 
 
 @pytest.mark.parametrize("script", [*OFF_POLICY, PPO])
@@ -703,7 +704,7 @@ def test_other_settings(script: str, tmp_path: Path, monkeypatch: Any, capsys: A
                 module.resume(str(path), **{name: other})
         elif name not in ("resume", "device"):
             changes[name] = other
-    with pytest.raises(module.RunError, match="device.*cannot be used"):
+    with pytest.raises(module.RunError, match="device"):
         module.resume(str(path), device="cuda:99")
     assert contents(path.parent) == before
 
@@ -922,15 +923,18 @@ def test_full_disk_for_metrics_alone(
 
 
 @both
-@pytest.mark.parametrize("always", [True, False], ids=["full", "once"])
+@pytest.mark.parametrize(
+    "owner, name, always",
+    [*((*write, True) for write in WRITES), (*WRITES[0], False)],
+    ids=["save", "fsync", "replace", "once"],
+)
 @pytest.mark.parametrize("number", [1, 2], ids=["model", "checkpoint"])
-@pytest.mark.parametrize("owner, name", WRITES)
 def test_failing_disk(
     script: str,
     owner: str,
     name: str,
-    number: int,
     always: bool,
+    number: int,
     tmp_path: Path,
     expected: Callable,
 ) -> None:

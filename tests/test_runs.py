@@ -19,6 +19,7 @@ import threading
 import time
 import tomllib
 import tracemalloc
+import typing
 from pathlib import Path
 
 import gymnasium as gym
@@ -93,7 +94,8 @@ def refusal(script, tmp_path, capsys):
         if stop.value.code == 2:  # tyro's, in a box
             return re.sub(r"[\s│╭╮╰╯─]+", " ", printed.err)
         assert printed.err == "", "Python prints the message itself, and exits with status 1"
-        return one_line(stop)
+        assert stop.value.code.startswith("error: ")
+        return one_line(stop.value.code)
 
     return refusal
 
@@ -124,12 +126,22 @@ def after_each_step(module, monkeypatch, action):
     monkeypatch.setattr(module.Run, "after_step", after_step)
 
 
-def one_line(stop):
-    """The message of a SystemExit, which must be one that a user can read."""
-    message = stop.value.code
-    assert isinstance(message, str) and message.startswith("error: ")
-    assert "\n" not in message and len(message) < 500
+def one_line(message):
+    """A message that a user can read."""
+    assert isinstance(message, str) and "\n" not in message and len(message) < 500
     return message
+
+
+@pytest.fixture
+def failure(go, module):
+    """The message of a run that ends in a RunError, as a caller in Python has it."""
+
+    def failure(**settings):
+        with pytest.raises(module.RunError) as error:
+            go(**settings)
+        return one_line(str(error.value))
+
+    return failure
 
 
 def checkpoint(results):
@@ -140,7 +152,7 @@ def same_training(a, b):
     """Two runs came to the same weights, optimizers, replay and random states."""
     states = [checkpoint(results) for results in (a, b)]
     same(*(state["parts"] for state in states))
-    for name in ("generators", "env_rng", "rewards", "step", "episodes"):
+    for name in ("generators", "step", "episodes", "episode_seed", "episode_return", "first_obs"):
         same(*(state["progress"].get(name) for state in states), name)
 
 
@@ -149,11 +161,9 @@ def same_training(a, b):
 @pytest.mark.parametrize(
     "env_id, culprit",
     [
-        ("worlds:Odd-discrete-v0", "acts in Discrete(2); needed are vectors"),
-        ("worlds:Odd-unbounded-v0", "acts in Box(-inf, inf, (2,), float32); needed are vectors"),
-        ("worlds:Odd-matrix-v0", "acts in Box(-1.0, 1.0, (2, 2), float32); needed are vectors"),
-        ("worlds:Odd-image-v0", "observes Box(0, 255, (8, 8, 3), uint8); needed are vectors"),
-        ("worlds:Odd-symbol-v0", "observes Discrete(4); needed are vectors"),
+        ("worlds:Odd-discrete-v0", "acts in Discrete(2): actions must be continuous"),
+        ("worlds:Odd-unbounded-v0", "acts in Box(-inf, inf, (2,), float32): actions need finite"),
+        ("worlds:Odd-image-v0", "observes images, Box(0, 255, (8, 8, 3), uint8)"),
         ("Blackjack-v1", "observes Tuple("),
         ("worlds:Odd-dictionary-v0", "use sac_her_continuous.py"),
         ("NoSuch-v0", "`NoSuch` doesn't exist"),
@@ -182,30 +192,40 @@ def test_mujoco_missing(refusal, monkeypatch):
     assert "Hopper-v5" in message and 'pip install "gymnasium[mujoco]"' in message
 
 
-ZERO_IS_WRONG = {"total_timesteps", "num_threads", "hidden_dim", "batch_size", "buffer_size"}
-ZERO_IS_WRONG |= {"eval_episodes", "policy_frequency", "num_envs", "num_steps", "update_epochs"}
-ZERO_IS_WRONG |= {"num_minibatches"}
-
-
 def wrong_numbers():
-    """Of every flag, in the first script that has it."""
+    """Beyond each limit of every flag, in the first script that has it; and what is no number."""
     seen = set()
     for name in SCRIPTS:
-        for field in dataclasses.fields(importlib.import_module(name).Args):
-            values = {int: [-1, "1.5", "many"], float: [-0.1, "nan", "inf", "much"]}
-            zero = [0] if field.name in ZERO_IS_WRONG else []
-            shares = "gamma", "tau", "gae_lambda", "per_alpha", "per_beta"
-            above_one = [1.001] if field.name in shares else []
-            for value in values.get(field.type, []) + zero + above_one:
-                if field.name not in seen:
-                    yield name, "--" + field.name.replace("_", "-"), value
-            seen.add(field.name)
+        module = importlib.import_module(name)
+        for flag, kind in typing.get_type_hints(module.Args, include_extras=True).items():
+            if typing.get_origin(kind) is typing.Annotated and flag not in seen:
+                number, (low, high) = typing.get_args(kind)
+                wrong = {int: [low - 1, high + 1, "1.5", "many"]}
+                wrong[float] = [low - 0.1, high * 1.001, "nan", "inf", "much"]
+                for value in wrong[number]:
+                    yield name, "--" + flag.replace("_", "-"), value
+                seen.add(flag)
 
 
 @pytest.mark.parametrize("script, flag, value", list(wrong_numbers()), indirect=["script"])
 def test_wrong_number(flag, value, refusal):
     message = refusal(flag, value)
     assert flag in message and str(value) in message
+
+
+ZERO_IS_WRONG = {"total_timesteps", "num_threads", "hidden_dim", "batch_size", "buffer_size"}
+ZERO_IS_WRONG |= {"policy_frequency", "num_envs", "num_steps", "update_epochs", "num_minibatches"}
+SHARES = {"gamma", "tau", "gae_lambda", "per_alpha", "per_beta"}
+
+
+def test_limits(module):
+    """Every number has some, and they are sensible."""
+    for flag, kind in typing.get_type_hints(module.Args, include_extras=True).items():
+        number = typing.get_args(kind)[0] if typing.get_args(kind) else kind
+        if number in (int, float):
+            assert typing.get_origin(kind) is typing.Annotated, f"--{flag} has no limits"
+            low, high = typing.get_args(kind)[1]
+            assert low == (flag in ZERO_IS_WRONG) and (high == 1) == (flag in SHARES), flag
 
 
 @one
@@ -222,12 +242,14 @@ def test_wrong_number(flag, value, refusal):
             if not getattr(torch, name).is_available()
         ),
         "--total-timestep 10",
-        "--capture-video yes",
+        "--track yes",
+        "--capture-video",
+        "--tensorboard",
     ],
 )
 def test_wrong_flag(flags, refusal):
     """The message repeats what was wrong."""
-    words = set(flags.split()) - {"--capture-video"}  # right, but it takes no value
+    words = set(flags.split()) - {"--track"}  # right, but it takes no such value
     message = refusal(*flags.split())
     assert all(word in message for word in words)
 
@@ -245,37 +267,21 @@ def test_runs_dir_that_cannot_be_made(below, refusal, tmp_path):
 
 
 @each_kind
-@pytest.mark.parametrize(
-    "flag, package",
-    [
-        ("--track", "wandb"),
-        ("--tensorboard", "tensorboard"),
-        ("--capture-video", "moviepy"),
-        ("--capture-video", "pygame"),
-    ],
-)
-def test_missing_extra(flag, package, refusal, monkeypatch):
-    find = importlib.util.find_spec
-
-    def find_others(name, *args):
-        return None if name == package else find(name, *args)
-
-    monkeypatch.setattr(importlib.util, "find_spec", find_others)
-    message = refusal(flag)
-    assert flag in message and "pip install" in message and package in message
+def test_missing_extra(refusal, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    message = refusal("--track")
+    assert "--track" in message and "pip install wandb" in message
 
 
 @each_kind
-def test_track_without_an_account(go, monkeypatch):
+def test_track_without_an_account(failure, monkeypatch):
     import wandb
 
     def init(**kwargs):
         raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
 
     monkeypatch.setattr(wandb, "init", init)
-    with pytest.raises(SystemExit) as stop:
-        go(track=True)
-    message = one_line(stop)
+    message = failure(track=True)
     assert "--track" in message and "wandb login" in message
 
 
@@ -311,30 +317,32 @@ def test_zero_is_off(go, module):
         ("Infinite-reward-v0", "reward"),
     ],
 )
-def test_poison(env_id, culprit, go, tmp_path):
-    """The 30th step is named, and none of it is in the checkpoint, which stays."""
-    with pytest.raises(SystemExit) as stop:
-        go(env_id=env_id, checkpoint_frequency=10)
-    message = one_line(stop)
-    assert f"step 30 of {env_id}: {culprit} is not finite" in message
+def test_poison(env_id, culprit, script, failure, tmp_path):
+    """The 30th step is named, and none of it is in the checkpoint, which is of the last whole one.
+
+    An environment that serves evaluation too has made ten steps by then.
+    """
+    step = 20 if script in OFF_POLICY else 30
+    message = failure(env_id=env_id, checkpoint_frequency=10)
+    assert f"step {step} of {env_id}: {culprit} is not finite" in message
     saved = checkpoint({"run_dir": run_dir(tmp_path / "runs0")})
-    assert saved["progress"]["step"] == 20
+    assert saved["progress"]["step"] == (19 if script in OFF_POLICY else 20)
     for name, part in saved["parts"].items():
         if not name.endswith("optimizer"):
             assert all(value.isfinite().all() for value in part.values() if torch.is_tensor(value))
 
 
 @pytest.mark.parametrize(
-    "script, resets, step",
+    "script, resets, step, kept",
     [
-        ("sac_continuous", 2, 0),  # the first reset is the one that seeds
-        ("sac_continuous", 4, 10),
-        ("ppo_continuous", 2, 5),
-        ("ppo_continuous", 3, 10),
+        ("sac_continuous", 2, 0, None),  # the first reset is an evaluation's
+        ("sac_continuous", 4, 10, 9),
+        ("ppo_continuous", 3, 5, 0),
+        ("ppo_continuous", 5, 15, 10),
     ],
     indirect=["script"],
 )
-def test_poison_at_a_reset(resets, step, go, monkeypatch):
+def test_poison_at_a_reset(resets, step, kept, failure, monkeypatch, tmp_path):
     original, calls = worlds.Corridor.reset, itertools.count(1)
 
     def reset(self, **kwargs):
@@ -342,18 +350,21 @@ def test_poison_at_a_reset(resets, step, go, monkeypatch):
         return (obs * np.nan if next(calls) == resets else obs), info
 
     monkeypatch.setattr(worlds.Corridor, "reset", reset)
-    with pytest.raises(SystemExit) as stop:
-        go()
-    assert f"step {step} of worlds:Endless-v0: observation is not finite" in one_line(stop)
+    message = failure()
+    assert f"step {step} of worlds:Endless-v0: observation is not finite" in message
+    if kept is not None:
+        assert checkpoint({"run_dir": run_dir(tmp_path / "runs0")})["progress"]["step"] == kept
 
 
 @each_kind
-def test_poison_in_an_evaluation(go):
-    """20 steps of training are safe; the 30th of the evaluation is not."""
-    with pytest.raises(SystemExit) as stop:
-        go(env_id="worlds:Poisoned-reward-v0", total_timesteps=20, eval_episodes=4)
-    message = one_line(stop)
-    assert "step 20 of worlds:Poisoned-reward-v0: eval" in message and "not finite" in message
+def test_poison_in_an_evaluation(script, failure):
+    """10 steps of evaluation before training are safe, and these; later ones are not."""
+    steps = {"total_timesteps": 10 if script in OFF_POLICY else 20}
+    message = failure(env_id="worlds:Poisoned-reward-v0", eval_episodes=4, **steps)
+    assert (
+        f"step {steps['total_timesteps']} of worlds:Poisoned-reward-v0: eval" in message
+        and "not finite" in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -361,23 +372,25 @@ def test_poison_in_an_evaluation(go):
     [("sac_continuous", "critic_loss", 21), ("ppo_continuous", "value_loss", 10)],
     indirect=["script"],
 )
-def test_poisoned_loss(name, step, go, module, monkeypatch):
+def test_poisoned_loss(name, step, failure, module, monkeypatch):
     """It is named when it is logged, here after the first updates."""
     original = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *args: original(*args) * np.nan)
-    with pytest.raises(SystemExit) as stop:
-        go(log_frequency=1)
-    assert re.search(f"step {step} of worlds:Endless-v0: .*_loss is not finite", one_line(stop))
+    message = failure(log_frequency=1)
+    assert re.search(f"step {step} of worlds:Endless-v0: .*_loss is not finite", message)
 
 
 @each_kind
-def test_a_fault_of_the_environment_keeps_its_traceback(go, tmp_path):
+def test_a_fault_of_the_environment_keeps_its_traceback(go, script, tmp_path):
     with pytest.raises(ZeroDivisionError, match="a fault of the environment's own") as fault:
         go(env_id="worlds:Poisoned-exception-v0", checkpoint_frequency=10)
     assert fault.traceback[-1].path.name == "worlds.py"
     folder = run_dir(tmp_path / "runs0")
-    assert checkpoint({"run_dir": folder})["progress"]["step"] == 20
-    assert [row["global_step"] for row in metrics(folder)] == ["10", "20"]
+    off_policy = script in OFF_POLICY  # its environment has made ten steps of evaluation
+    assert checkpoint({"run_dir": folder})["progress"]["step"] == (19 if off_policy else 20)
+    assert [row["global_step"] for row in metrics(folder)] == (
+        ["10"] if off_policy else ["10", "20"]
+    )
 
 
 # === Random numbers ===============================================================================
@@ -403,11 +416,11 @@ def test_another_seed_another_run(go, replays):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"eval_frequency": 7, "eval_episodes": 2},
+        {"eval_frequency": 35, "eval_episodes": 2},
         {"log_frequency": 0},
         {"log_frequency": 1},
         {"checkpoint_frequency": 9},
-        {"tensorboard": True},
+        {"eval_episodes": 0},
     ],
     ids=str,
 )
@@ -427,10 +440,10 @@ def test_evaluations_start_alike_whatever_the_seed(go, script, module, monkeypat
     monkeypatch.setattr(module, "evaluate", evaluate)
     for seed in (1, 2):
         go(**PENDULUM[script], seed=seed, eval_frequency=120, eval_episodes=3)
-    assert len(starts) == 4
-    assert len(np.unique(starts[0], axis=0)) == 3, "episodes differ from each other"
-    for others in starts[1:]:
-        np.testing.assert_array_equal(starts[0], others)
+    assert [len(start) for start in starts] == [1, 3, 3] * 2, "one before training"
+    assert len(np.unique(starts[1], axis=0)) == 3, "episodes differ from each other"
+    for others in starts:
+        np.testing.assert_array_equal(starts[1][: len(others)], others)
 
 
 # === Standing alone ===============================================================================
@@ -512,27 +525,40 @@ FIRST = ["global_step", "seconds", "sps", "episodes", "episodic_return", "episod
 LAST = ["eval_return_mean", "eval_return_std", "eval_episodes"]
 
 
-@off_policy
-def test_header_is_fixed(go, module):
-    """It does not depend on what there is to fill in."""
-    expected = [*FIRST, *module.METRICS, *LAST]
-    for settings in ({}, {"updates_per_step": 0}, {"learning_starts": 100}):
-        with open(go(**settings)["run_dir"] / "metrics.csv", newline="") as file:
-            assert csv.DictReader(file).fieldnames == expected
+def table(results):
+    """The header of metrics.csv, and its rows as they are."""
+    with open(results["run_dir"] / "metrics.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    return header, rows
 
 
 @off_policy
-def test_rows(go, module):
+def test_header_grows_to_the_right(go, module):
+    """A column of the script's own is added when there is something to fill in, and never goes."""
+    bias = ["q_bias"] if hasattr(module, "q_bias") else []  # of evaluation
+    for settings in ({"updates_per_step": 0}, {"learning_starts": 100}, {}):
+        header, rows = table(go(**settings))
+        assert header[:9] == [*FIRST, *LAST] and len(set(header)) == len(header)
+        assert {len(row) for row in rows} == {len(header)}
+        if settings:
+            assert header[9:] == bias
+        else:
+            assert {"critic_loss", "actor_loss", *bias} < set(header[9:])
+
+
+@off_policy
+def test_rows(go):
     """One whenever a row or an evaluation is due and one at the end, none twice."""
-    rows = metrics(go(log_frequency=9, eval_frequency=12, total_timesteps=40)["run_dir"])
+    results = go(log_frequency=9, eval_frequency=12, total_timesteps=40)
+    rows, own = metrics(results["run_dir"]), table(results)[0][9:]
     assert [int(row["global_step"]) for row in rows] == [9, 12, 18, 24, 27, 36, 40]
     for row in rows:
         step = int(row["global_step"])
         evaluated = step % 12 == 0 or step == 40
         assert row["eval_return_mean"] == ("5.0" if evaluated else "")
-        for name in module.METRICS:
+        for name in own:
             assert (row[name] != "") == (evaluated if name == "q_bias" else step > 20), name
-        assert all(math.isfinite(float(row[name])) for name in module.METRICS if row[name])
+        assert all(math.isfinite(float(row[name])) for name in own if row[name])
 
 
 @pytest.mark.parametrize("every", [3, 10])
@@ -559,6 +585,48 @@ def test_metrics_are_on_disk_at_once(go, module, monkeypatch):
 
 
 @each_kind
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("other;columns\n")])
+def test_a_table_that_is_lost_comes_back_whole(damage, go, module, monkeypatch):
+    """Deleted, it is written anew with its header; else, where the run is resumed."""
+    whole = go()
+    deleted = damage is Path.unlink
+
+    def damage_once(run):
+        if run.step == 40:
+            damage(run.dir / "metrics.csv")
+
+    with monkeypatch.context() as patch:
+        after_each_step(module, patch, damage_once)
+        results = go(total_timesteps=60 if deleted else 40)
+    if not deleted:
+        module.resume(str(results["run_dir"] / "checkpoint.pt"), total_timesteps=60)
+    assert table(results)[0] == table(whole)[0]
+    steps = [[row["global_step"] for row in metrics(r["run_dir"])] for r in (results, whole)]
+    assert steps[0] == steps[1] == ["10", "20", "30", "40", "50", "60"]
+    if deleted:
+        assert metrics(results["run_dir"]) == metrics(whole["run_dir"])
+
+
+@each_kind
+def test_a_table_that_is_locked_where_the_run_ends(go, module, monkeypatch, capsys):
+    """As by a spreadsheet. Its rows are kept: resumed, the run writes them."""
+    whole, numbers = metrics(go()["run_dir"]), itertools.count(1)
+
+    def deny(path, *args, **kwargs):
+        if Path(path).name == "metrics.csv" and next(numbers) > 5:
+            raise PermissionError(13, "Permission denied", str(path))
+        return open(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "open", deny, raising=False)
+        folder = go()["run_dir"]
+    assert capsys.readouterr().out.count("metrics.csv cannot be written now") == 2
+    assert metrics(folder) == whole[:4]
+    module.resume(str(folder / "checkpoint.pt"))
+    assert [row["global_step"] for row in metrics(folder)] == ["10", "20", "30", "40", "50", "60"]
+
+
+@each_kind
 def test_args_json(go, script, module, tmp_path):
     results = go(seed=7, gamma=0.5)
     about = json.loads((results["run_dir"] / "args.json").read_text())
@@ -579,40 +647,36 @@ def test_folder_names_are_safe_everywhere(env_id, go, script, tmp_path):
 
 
 @each_kind
-def test_no_run_writes_into_anothers_folder(go, monkeypatch, tmp_path):
+def test_no_run_writes_into_anothers_folder(go, failure, monkeypatch, tmp_path):
     monkeypatch.setattr(time, "time", lambda: 1e9)
     first = go(runs_dir=str(tmp_path))
     before = {path: path.read_bytes() for path in first["run_dir"].iterdir()}
-    with pytest.raises(SystemExit) as stop:
-        go(runs_dir=str(tmp_path))
-    assert str(first["run_dir"]) in one_line(stop)
+    assert str(first["run_dir"]) in failure(runs_dir=str(tmp_path))
     assert before == {path: path.read_bytes() for path in first["run_dir"].iterdir()}
+
+
+@each_kind
+def test_two_runs_in_one_second(go, monkeypatch, tmp_path):
+    """A thousandth of it apart, as a loop in a shell starts them."""
+    times = itertools.count(1_000_000_000_250)
+    monkeypatch.setattr(time, "time", lambda: next(times) / 1000)
+    folders = [go(runs_dir=str(tmp_path))["run_dir"] for _ in "ab"]
+    assert folders[0] != folders[1] and sorted(tmp_path.iterdir()) == sorted(folders)
 
 
 def test_what_train_returns(go, script, module, tmp_path):
     """What a notebook needs: the evaluation, where the files are, and the actor."""
     results = go(**PENDULUM[script], eval_episodes=2)
-    expected = {*LAST, "global_step", "seconds", "run_dir", "actor"}
-    assert results.keys() == expected
+    expected = {*LAST, "global_step", "seconds", "run_dir", "agent", "actor"}
+    expected |= {"q_bias"} & results.keys()
+    assert results.keys() == expected and results["actor"] is results["agent"].actor
     assert results["run_dir"] == run_dir(tmp_path / "runs0")
     assert results["global_step"] == 240 and results["eval_episodes"] == 2
     args = module.Args(**TINY[script] | PENDULUM[script] | {"eval_episodes": 2})
-    trajectories = module.evaluate(results["actor"], args)
+    trajectories = module.evaluate(results["actor"], module.make_env("Pendulum-v1"), args)
     returns = [sum(step[2] for step in trajectory) for trajectory in trajectories]
     assert results["eval_return_mean"] == np.mean(returns)
     assert results["eval_return_std"] == np.std(returns)
-
-
-@each_kind
-def test_tensorboard(go, module):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    folder = go(tensorboard=True)["run_dir"]
-    events = EventAccumulator(str(folder)).Reload()
-    for name in ("episodes", "eval_return_mean", *module.METRICS):
-        written = {int(row["global_step"]): row[name] for row in metrics(folder) if row[name]}
-        read = {event.step: event.value for event in events.Scalars(name)}
-        assert read == pytest.approx({step: float(value) for step, value in written.items()})
 
 
 @one
@@ -625,28 +689,7 @@ def test_track_offline(go, module, monkeypatch, tmp_path):
     (file,) = tmp_path.rglob("*.wandb")
     assert tracked["run_dir"] in file.parents
     written = file.read_bytes()
-    assert all(name.encode() in written for name in module.METRICS)
-
-
-@each_kind
-def test_video(go, script, monkeypatch):
-    """One film per evaluation, in which something moves; and training does not notice."""
-    import imageio_ffmpeg
-
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    settings = PENDULUM[script] | {"eval_frequency": 180, "eval_episodes": 2}
-    filmed = go(**settings, capture_video=True)
-    films = sorted(filmed["run_dir"].rglob("*.mp4"))
-    assert [film.parent.name for film in films] == ["video-180", "video-240"]
-    for film in films:
-        frames = imageio_ffmpeg.read_frames(str(film))
-        assert next(frames)["size"] == (500, 500)
-        first, *_, last = (
-            np.frombuffer(x, np.uint8).astype(int) for x in itertools.islice(frames, 9)
-        )
-        frames.close()
-        assert abs(first - last).max() > 100
-    same_training(filmed, go(**settings))
+    assert all(name.encode() in written for name in table(plain)[0][9:])
 
 
 # === What is stored, and what the environment is given ============================================
@@ -675,9 +718,9 @@ def test_actions_span_their_range(world, go, module, replays, monkeypatch):
     env_id = f"worlds:{world}-v0"
     go(env_id=env_id, total_timesteps=total, learning_starts=warm_up, updates_per_step=0.05)
     space = gym.make(env_id).action_space
-    assert len(worlds.Bounds.seen) == total + 10, "an evaluation of 10 steps comes last"
+    assert len(worlds.Bounds.seen) == 10 + total + 10, "evaluations of 10 steps come first and last"
     assert all(space.contains(action) for action in worlds.Bounds.seen)
-    seen, width = np.stack(worlds.Bounds.seen[:total]), space.high - space.low
+    seen, width = np.stack(worlds.Bounds.seen[10:-10]), space.high - space.low
     for phase in (seen[:warm_up], seen[warm_up:]) if hasattr(module.Actor, "sample") else (seen,):
         assert (phase.min(0) < space.low + 0.05 * width).all()
         assert (phase.max(0) > space.high - 0.05 * width).all()
@@ -731,7 +774,9 @@ def held(run=None):
     if os.path.isdir("/dev/fd"):  # not on Windows
         counts["files"] = len(os.listdir("/dev/fd"))
     state = vars(run) | run.progress if run else {}
-    return counts | {name: len(x) for name, x in state.items() if isinstance(x, (list, dict))}
+    lists = {name: len(x) for name, x in state.items() if isinstance(x, (list, dict))}
+    lists.pop("rows", 0)  # of metrics.csv: they are kept, in case that it cannot be written
+    return counts | lists
 
 
 @each_kind
@@ -744,7 +789,7 @@ def test_thousands_of_short_episodes_leave_nothing(go, module, monkeypatch):
             samples.append(held(run))
 
     after_each_step(module, monkeypatch, watch)
-    settings = {"log_frequency": 100, "eval_frequency": 500, "checkpoint_frequency": 500}
+    settings = {"log_frequency": 1000, "eval_frequency": 1000, "checkpoint_frequency": 500}
     tracemalloc.start()
     try:
         rare = {"updates_per_step": 0.02} if hasattr(module.Args, "updates_per_step") else {}
@@ -759,9 +804,9 @@ def test_thousands_of_short_episodes_leave_nothing(go, module, monkeypatch):
 @each_kind
 def test_runs_close_what_they_opened(go):
     def both():
-        go(tensorboard=True)
+        go(eval_frequency=20)
         with pytest.raises(ZeroDivisionError):
-            go(tensorboard=True, env_id="worlds:Poisoned-exception-v0")
+            go(eval_frequency=20, env_id="worlds:Poisoned-exception-v0")
         return held()
 
     both()
@@ -786,14 +831,14 @@ def test_updates_happen(go):
 def test_each_target_follows_its_own_network(tau, go, module):
     """At tau 1 they are equal after an update, at tau 0 the targets are where they began."""
     each = {"policy_frequency": 1} if hasattr(module.Args, "policy_frequency") else {}
-    start = checkpoint(go(total_timesteps=1))["parts"]
-    parts = checkpoint(go(tau=tau, **each))["parts"]
-    targets = [name for name in parts if name.endswith("_target")]
+    start = checkpoint(go(total_timesteps=1))["parts"]["agent"]
+    weights = checkpoint(go(tau=tau, **each))["parts"]["agent"]
+    targets = [name for name in weights if "_target." in name]
     assert targets
     for name in targets:
-        own = name.removesuffix("_target")
-        same(parts[name], parts[own] if tau else start[own])
-        assert not torch.equal(parts[own]["net.0.weight"], start[own]["net.0.weight"])
+        own = name.replace("_target.", ".")
+        assert torch.equal(weights[name], weights[own] if tau else start[own])
+        assert not torch.equal(weights[own], start[own])
 
 
 @off_policy
@@ -801,63 +846,85 @@ def test_each_target_follows_its_own_network(tau, go, module):
 def test_updates_per_step(rate, expected, go, module, monkeypatch):
     """floor(45 rate) in 45 learning steps, spread evenly, each on a batch of its own."""
     updates, batches, counted = [], [], []
-    original_gather, original_update = module.ReplayBuffer.gather, module.update_targets
+    original_gather, original_update = module.ReplayBuffer.gather, module.update
 
     def gather(*args):
         batches.append(original_gather(*args))
         return batches[-1]
 
-    def update_targets(*args):
+    def update(*args):
         updates.append(original_update(*args))
+        return updates[-1]
 
     monkeypatch.setattr(module.ReplayBuffer, "gather", gather)
-    monkeypatch.setattr(module, "update_targets", update_targets)
+    monkeypatch.setattr(module, "update", update)
     after_each_step(module, monkeypatch, lambda run: counted.append(len(updates)))
-    each = {"policy_frequency": 1} if hasattr(module.Args, "policy_frequency") else {}
-    go(learning_starts=15, updates_per_step=rate, **each)
+    go(learning_starts=15, updates_per_step=rate)
     assert counted == [math.floor(max(step - 15, 0) * rate) for step in range(1, 61)]
     assert counted[-1] == len(batches) == expected
     for first, second in itertools.pairwise(batches):
         assert not torch.equal(first.action, second.action)
 
 
-@pytest.fixture
-def precision():
-    """What PyTorch was asked for, put back."""
-    yield torch.backends.mkldnn.matmul
-    torch.backends.mkldnn.matmul.fp32_precision = "none"
-
-
 ZEN = {"avx512_bf16": True, "amx_bf16": False}
 
 
-@one
+def exact(a, b):
+    return torch.matmul(a.double(), b.double()).to(a.dtype)
+
+
+def coarse(a, b):
+    """As in bfloat16, where the numbers are float32."""
+    few = a.dtype == torch.float32
+    return exact(a.bfloat16().float(), b.bfloat16().float()) if few else exact(a, b)
+
+
+@off_policy
 @pytest.mark.parametrize(
-    "has, threads, asked",
-    [(ZEN, 1, "bf16"), (ZEN, 2, "none"), (ZEN | {"amx_bf16": True}, 1, "none"), ({}, 1, "none")],
+    "has, threads, product, asked",
+    [
+        (ZEN, 1, exact, "bf16"),
+        (ZEN, 1, coarse, "none"),
+        (ZEN, 2, exact, "none"),
+        (ZEN | {"amx_bf16": True}, 1, exact, "none"),
+        ({}, 1, exact, "none"),
+    ],
 )
-def test_who_multiplies(has, threads, asked, module, monkeypatch, precision):
-    """oneDNN for a single thread, and only where that is float32."""
+def test_who_multiplies(has, threads, product, asked, module, monkeypatch):
+    """oneDNN for a single thread, and only where that is float32; afterwards all is as before."""
+    matmul, before = torch.backends.mkldnn.matmul, torch.get_num_threads()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
-    module.check_args(module.Args(num_threads=threads))
-    assert precision.fp32_precision == asked
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    with module.processor_settings(threads):
+        assert matmul.fp32_precision == asked and torch.get_num_threads() == threads
+    assert matmul.fp32_precision == "none" and torch.get_num_threads() == before
+
+
+@one
+def test_without_the_choice(module, monkeypatch):
+    """PyTorch before 2.9 has none: nothing is asked, and nothing fails."""
+    monkeypatch.delattr(type(torch.backends.mkldnn), "matmul", raising=False)
+    monkeypatch.delattr(torch.backends.mkldnn, "matmul", raising=False)
+    assert not hasattr(torch.backends.mkldnn, "matmul")
+    with module.processor_settings(1):
+        assert torch.get_num_threads() == 1
 
 
 @one
 @pytest.mark.parametrize("threads", [1, 2])
-def test_products_are_exact_to_float32(threads, module, precision):
+def test_products_are_exact_to_float32(threads, module):
     """On this machine. In bfloat16 the error would be a thousand times as large."""
-    module.check_args(module.Args(num_threads=threads))
-    a, b = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(1))
-    assert (a @ b - a.double() @ b.double()).abs().max() < 2e-4
+    with module.processor_settings(threads):
+        a, b = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(1))
+        assert (a @ b - a.double() @ b.double()).abs().max() < 2e-4
 
 
-@one
-def test_num_threads(go):
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 3):
-            go(num_threads=threads, total_timesteps=1)
-            assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
+@each_kind
+def test_num_threads(go, module, monkeypatch):
+    """As many as was asked for, and afterwards as before."""
+    before, seen = torch.get_num_threads(), []
+    after_each_step(module, monkeypatch, lambda run: seen.append(torch.get_num_threads()))
+    for threads in (1, 3):
+        go(num_threads=threads, total_timesteps=10)
+        assert seen.pop() == threads
+        assert torch.get_num_threads() == before
