@@ -45,7 +45,6 @@ PPO_METHODS = dict.fromkeys(
     "__init__ on_signal __exit__ start load record mark_whole due log save".split(), ITERATIONS
 ) | {
     "open_folder": "it prints the size of a rollout, instead of that of the replay",
-    "check_finite": "its step is counted before it is checked",
 }
 # The algorithm itself.
 OWN = {"Args", "train"}

@@ -682,8 +682,11 @@ def test_what_train_returns(go, script, module, tmp_path):
 @one
 def test_track_offline(go, module, monkeypatch, tmp_path):
     """Without an account, and without a file outside the run's folder."""
+    import wandb
+
     for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
+    wandb.teardown()  # of an earlier test, which would keep its settings
     plain, tracked = go(), go(track=True)
     same_training(plain, tracked)
     (file,) = tmp_path.rglob("*.wandb")
