@@ -8,10 +8,10 @@ have been, and learn from that too. It needs an off-policy algorithm whose netwo
 
 sac_her_continuous.py is SAC with it. A script with uniform replay needs four changes:
     the imports     from her_utils import FlattenGoal, HindsightReplayBuffer
-    open_env        env = FlattenGoal(gym.make(env_id, **options))
+    make_env        env = FlattenGoal(gym.make(env_id, **options))
     train           replay = HindsightReplayBuffer(replay, env), below replay = ReplayBuffer(...)
-    the loop        replay.end_episode() where an episode has ended, and no update before
-                    replay.ready()
+    the loop        replay.end_episode() where an episode has ended, after run.record(); and no
+                    update before replay.ready()
 """
 
 from collections.abc import Callable

@@ -38,7 +38,7 @@ import copy
 import dataclasses
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 if __name__ == "__main__" and "__file__" in globals():  # a script, not a notebook
@@ -135,39 +135,7 @@ class Args:
     """send the metrics to Weights & Biases too; WANDB_PROJECT names the project"""
 
 
-# === 3. Environment and networks ==================================================================
-def make_env(env_id: str, /, **options: Any) -> gym.Env:
-    """An environment that observes float32 (O,) and acts in [-1, 1]^A, whatever its own spaces."""
-    env = open_env(env_id, **options)
-    box = env.action_space
-    low = box.low.flatten().astype(np.float64)
-    high = box.high.flatten().astype(np.float64)
-
-    def rescale(action: np.ndarray) -> np.ndarray:
-        """[-1, 1]^A -> the environment's own box, in its shape and its type of number."""
-        action = (low * (1 - action) + high * (1 + action)) / 2
-        action = np.clip(action, low, high)  # for actions beyond [-1, 1], and for rounding
-        if np.issubdtype(box.dtype, np.integer):
-            action = np.rint(action)
-        return action.astype(box.dtype).reshape(box.shape)
-
-    env = gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, low.shape, np.float32))
-    env = gym.wrappers.FlattenObservation(env)
-    obs_box = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
-    return gym.wrappers.TransformObservation(env, lambda obs: obs.astype(np.float32), obs_box)
-
-
-def make_envs(args: Args, options: dict[str, Any]) -> gym.vector.VectorEnv:
-    """Several of them; where an episode ends, the next one begins within the same step."""
-    mode = gym.vector.AutoresetMode.SAME_STEP  # the ended episode's last obs: info["final_obs"]
-    if args.async_envs:
-        pid = os.getpid()
-        envs = [lambda: worker_env(args, options, pid)] * args.num_envs
-        return Workers(envs, autoreset_mode=mode)
-    envs = [lambda: WithoutInfo(make_env(args.env_id, **options))] * args.num_envs
-    return gym.vector.SyncVectorEnv(envs, autoreset_mode=mode)
-
-
+# === 3. Networks ==================================================================================
 def mlp(inputs: int, hidden: int, outputs: int, gain: float = 1.0) -> nn.Sequential:
     """Two hidden layers of tanh [2017, sec. 6.1]; orthogonal weights, biases 0."""
     layers = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, outputs)
@@ -329,14 +297,43 @@ def minibatches(size: int, number: int, epochs: int) -> Iterator[Tensor]:
         yield from torch.randperm(size).chunk(number)
 
 
-def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float) -> None:
+class Adam(nn.Module):
+    """Steps of about `lr` in every direction, whatever the gradient's scale  [Kingma and Ba 2015].
+
+    Its state is in buffers: it is saved together with the networks that it changes.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, eps: float = 1e-8):
+        super().__init__()
+        self.params = list(params)
+        self.lr = lr
+        self.eps = eps
+        self.register_buffer("t", torch.zeros(()))  # steps
+        for i, p in enumerate(self.params):
+            self.register_buffer(f"m{i}", torch.zeros_like(p))  # running mean of the gradient
+            self.register_buffer(f"v{i}", torch.zeros_like(p))  # and of its square
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Algorithm 1 of the paper, with its beta_1 = 0.9 and beta_2 = 0.999."""
+        self.t += 1
+        for i, (p, g) in enumerate(zip(self.params, gradients, strict=True)):
+            m = getattr(self, f"m{i}").lerp_(g, 0.1)  # m <- 0.9 m + 0.1 g
+            v = getattr(self, f"v{i}").mul_(0.999).addcmul_(g, g, value=0.001)
+            m_hat = m / (1 - 0.9**self.t)  # without the zero from which it began
+            v_hat = v / (1 - 0.999**self.t)
+            p.addcdiv_(m_hat, v_hat.sqrt() + self.eps, value=-self.lr)
+
+
+def gradient_step(optimizer: Adam, loss: Tensor, max_grad_norm: float) -> None:
     """One step of the optimizer down the loss."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.zero_grad()
-    loss.backward(inputs=parameters)  # of these only: the actor's loss leaves the critics alone
+    # Of its parameters only: the actor's loss leaves the critics alone.
+    gradients = torch.autograd.grad(loss, optimizer.params)
     if max_grad_norm > 0:
-        nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    optimizer.step()
+        norm = nn.utils.get_total_norm(gradients)
+        factor = (max_grad_norm / (norm + 1e-6)).clamp(max=1)
+        gradients = [gradient * factor for gradient in gradients]
+    optimizer.step(gradients)
 
 
 # === 6. Training loop =============================================================================
@@ -354,7 +351,7 @@ class Agent(nn.Module):
         )
         self.to(args.device)
         params = [*self.actor.parameters(), *self.critic.parameters()]
-        self.optimizer = torch.optim.Adam(params, args.learning_rate, eps=1e-5, fused=True)
+        self.optimizer = Adam(params, args.learning_rate, eps=1e-5)
 
 
 def collect(agent: Agent, envs: Any, obs: np.ndarray, args: Args, run: Any) -> tuple:
@@ -368,7 +365,7 @@ def collect(agent: Agent, envs: Any, obs: np.ndarray, args: Args, run: Any) -> t
         if ended.any():  # there, next_obs is the first observation of the next episode
             last_obs[ended] = np.stack(info["final_obs"][ended])
         steps.append((obs, action, reward, last_obs, terminated, ended))
-        run.record(next_obs, last_obs, reward, ended)
+        run.record(reward, ended)
         obs = next_obs
     columns = (np.stack(x, dtype=np.float32) for x in zip(*steps, strict=True))
     return Rollout(*(torch.from_numpy(x).to(args.device) for x in columns)), obs
@@ -469,7 +466,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> dict[str, Any
         iterations = math.ceil(args.total_timesteps / size)
         for iteration in trange(run.step // size, iterations, disable=None):
             remaining = 1 - args.anneal_lr * iteration / iterations
-            agent.optimizer.param_groups[0]["lr"] = remaining * args.learning_rate
+            agent.optimizer.lr = remaining * args.learning_rate
             rollout, obs = collect(agent, envs, obs, args, run)
             run.metrics = update(agent, rollout, args)
             run.after_step()
@@ -496,13 +493,15 @@ from typing import get_args, get_origin, get_type_hints
 
 import tyro
 
+SCRIPT = Path(__file__).stem if "__file__" in globals() else "notebook"
 EVAL_SEED = 1_000_000  # of the first episode of an evaluation; the next has one more
 EVAL_STEPS = 10_000  # its longest episode, where the environment has no time limit
-SCRIPT = Path(__file__).stem if "__file__" in globals() else "notebook"
+SIGNALS = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
 COLUMNS = "global_step seconds sps episodes episodic_return episodic_length".split()
 COLUMNS += "eval_return_mean eval_return_std eval_episodes".split()  # more are added as they come
+PROGRESS = "step seconds metrics episodes ended best_return".split()  # kept in a checkpoint
 FIXED = "env_id env_kwargs max_episode_steps seed hidden_dim".split()
-FIXED += "surrogate kl_coef norm_obs".split()  # of the checkpoint: --resume cannot change it
+FIXED += "surrogate kl_coef norm_obs".split()  # --resume cannot change these
 ANSWER_SECONDS = 300  # after which a worker process counts as stuck
 
 
@@ -516,17 +515,22 @@ def check_args(args: Args) -> Args:
     args.resume = str(args.resume)  # it may be a Path
     args.runs_dir = str(args.runs_dir)
     for name, kind in get_type_hints(Args, include_extras=True).items():
+        value = getattr(args, name)
         if get_origin(kind) is Annotated:
             number, (low, high) = get_args(kind)
-            value = getattr(args, name)
             right = isinstance(value, Real) and low <= value <= high
             if not right or number(value) != value:
-                flag = "--" + name.replace("_", "-")
                 what = f"of type {number.__name__}, from {low:,} to {high:,}"
-                raise RunError(f"{flag} must be {what}, not {value!r}")
+                raise RunError(f"--{name.replace('_', '-')} must be {what}, not {value!r}")
             setattr(args, name, number(value))
-        elif get_origin(kind) is Literal and getattr(args, name) not in get_args(kind):
-            raise RunError(f"--{name} must be one of {get_args(kind)}, not {getattr(args, name)!r}")
+        elif get_origin(kind) is Literal and value not in get_args(kind):
+            raise RunError(f"--{name} must be one of {get_args(kind)}, not {value!r}")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        raise RunError("--track needs: pip install wandb")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise RunError(f"--device {args.device} cannot be used: {error!r:.200}") from error
     return args
 
 
@@ -541,34 +545,93 @@ def processor_settings(num_threads: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def open_env(env_id: str, /, **options: Any) -> gym.Env:
-    """gym.make, with a message for every environment that the networks cannot serve."""
+def make_env(env_id: str, /, **options: Any) -> gym.Env:
+    """gym.make, and an Adapter around it. Raises RunError, also for what Adapter refuses."""
     try:
         env = gym.make(env_id, **options)
     except Exception as error:
         hint = ' (pip install "gymnasium[mujoco]")' if "mujoco" in repr(error).lower() else ""
         raise RunError(f"cannot make {env_id}: {error!r:.300}{hint}") from error
-    seen, box = env.observation_space, env.action_space
-    if isinstance(seen, gym.spaces.Dict) and "desired_goal" in seen.spaces:
-        raise RunError(f"{env_id} has goals: use sac_her_continuous.py")
-    if seen.shape is None:
-        raise RunError(f"{env_id} observes {seen}: register it with wrappers.FlattenObservation")
-    if seen.dtype == np.uint8 and len(seen.shape) == 3:
-        raise RunError(f"{env_id} observes images, {seen}: these networks take vectors")
-    if not isinstance(box, gym.spaces.Box) or 0 in box.shape:
-        raise RunError(f"{env_id} acts in {box}: actions must be continuous, a Box")
-    if not max(abs(float(box.low.min())), abs(float(box.high.max()))) < 1e9:
-        raise RunError(f"{env_id} acts in {box}: actions need finite, sensible bounds")
-    return gym.wrappers.TransformReward(env, lambda r: np.asarray(r, float).item())
+    return Adapter(env, env_id)
+
+
+class Adapter(gym.Wrapper):
+    """Lets an environment observe float32 (O,) and act in [-1, 1]^A, whatever its own spaces are.
+
+    Raises RunError if the networks cannot serve it.
+    """
+
+    def __init__(self, env: gym.Env, name: str):
+        super().__init__(env)
+        self.name = name
+        seen, box = env.observation_space, env.action_space
+        if isinstance(seen, gym.spaces.Dict) and "desired_goal" in seen.spaces:
+            raise RunError(f"{name} has goals: use sac_her_continuous.py")
+        if seen.shape is None:
+            raise RunError(f"{name} observes {seen}: register it with wrappers.FlattenObservation")
+        if seen.dtype == np.uint8 and len(seen.shape) == 3:
+            raise RunError(f"{name} observes images, {seen}: these networks take vectors")
+        if not isinstance(box, gym.spaces.Box) or 0 in box.shape:
+            raise RunError(f"{name} acts in {box}: actions must be continuous, a Box")
+        if not max(abs(float(box.low.min())), abs(float(box.high.max()))) < 1e9:
+            raise RunError(f"{name} acts in {box}: actions need finite, sensible bounds")
+        self.low = box.low.flatten().astype(np.float64)
+        self.high = box.high.flatten().astype(np.float64)
+        size = gym.spaces.flatdim(seen)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self.action_space = gym.spaces.Box(-1, 1, self.low.shape, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple:
+        """Begin an episode; a seed also goes to the two generators that all code shares."""
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed)
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self.vector(obs), info
+
+    def step(self, action: np.ndarray) -> tuple:
+        obs, reward, terminated, truncated, info = self.env.step(self.rescale(action))
+        reward = np.asarray(reward, float).item()
+        if not math.isfinite(reward):
+            raise RunError(f"{self.name}: a reward is not finite")
+        return self.vector(obs), reward, bool(terminated), bool(truncated), info
+
+    def rescale(self, action: np.ndarray) -> np.ndarray:
+        """[-1, 1]^A -> the environment's own box, in its shape and its type of number."""
+        box = self.env.action_space
+        action = (self.low * (1 - action) + self.high * (1 + action)) / 2
+        action = np.clip(action, self.low, self.high)  # also for rounding
+        if np.issubdtype(box.dtype, np.integer):
+            action = np.rint(action)
+        return action.astype(box.dtype).reshape(box.shape)
+
+    def vector(self, obs: Any) -> np.ndarray:
+        obs = gym.spaces.flatten(self.env.observation_space, obs).astype(np.float32)
+        if obs.shape != self.observation_space.shape:
+            raise RunError(f"{self.name}: an observation has {len(obs)} numbers, its space not")
+        if not np.isfinite(obs).all():
+            raise RunError(f"{self.name}: an observation is not finite")
+        return obs
+
+
+def make_envs(args: Args, options: dict[str, Any]) -> gym.vector.VectorEnv:
+    """Several of them; where an episode ends, the next one begins within the same step."""
+    # The ended episode's last observation is in info["final_obs"].
+    mode = gym.vector.AutoresetMode.SAME_STEP
+    if args.async_envs:
+        pid = os.getpid()
+        envs = [lambda: worker_env(args, options, pid)] * args.num_envs
+        return Workers(envs, autoreset_mode=mode)
+    envs = [lambda: WithoutInfo(make_env(args.env_id, **options))] * args.num_envs
+    return gym.vector.SyncVectorEnv(envs, autoreset_mode=mode)
 
 
 class WithoutInfo(gym.Wrapper):
     """Without info, of which a vector environment would make arrays; it may not fit into any."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple:
-        if seed is not None:
-            return reset_env(self.env, seed), {}
-        return self.env.reset(options=options)[0], {}
+        obs, _ = self.env.reset(seed=seed, options=options)
+        return obs, {}
 
     def step(self, action: np.ndarray) -> tuple:
         return *self.env.step(action)[:4], {}
@@ -615,16 +678,6 @@ class Workers(gym.vector.AsyncVectorEnv):
             process.kill()
 
 
-def reset_env(env: gym.Env, seed: int) -> np.ndarray:
-    """Begin an episode; its seed goes to the environment and to the generators all code shares."""
-    random.seed(seed)
-    np.random.seed(seed)
-    obs, _ = env.reset(seed=seed)
-    if obs.shape != env.observation_space.shape:
-        raise RunError(f"it observes {obs.shape}, but its space is {env.observation_space.shape}")
-    return obs
-
-
 def evaluate(actor: nn.Module, env: gym.Env, args: Args) -> list:
     """Trajectories of the deterministic policy, from starts that are the same in every run.
 
@@ -632,16 +685,20 @@ def evaluate(actor: nn.Module, env: gym.Env, args: Args) -> list:
     """
     states = random.getstate(), np.random.get_state()
     trajectories = [[] for _ in range(args.eval_episodes)]
-    for episode, trajectory in enumerate(trajectories):
-        obs, done = reset_env(env, EVAL_SEED + episode), False
-        while not done:
-            with torch.inference_mode():
-                action = actor(torch.as_tensor(obs, device=args.device)).cpu().numpy()
-            next_obs, reward, terminated, truncated, info = env.step(action)
-            trajectory.append((obs, action, reward, next_obs, terminated, info))
-            obs, done = next_obs, terminated or truncated
-            if len(trajectory) > EVAL_STEPS and not env.spec.max_episode_steps:
-                raise RunError(f"no end after {EVAL_STEPS} steps: set --max-episode-steps")
+    with torch.random.fork_rng([]):  # so that an evaluation changes nothing
+        for episode, trajectory in enumerate(trajectories):
+            obs, _ = env.reset(seed=EVAL_SEED + episode)
+            done = False
+            while not done:
+                with torch.inference_mode():
+                    action = actor(torch.as_tensor(obs, device=args.device))
+                action = action.cpu().numpy()
+                next_obs, reward, terminated, truncated, info = env.step(action)
+                trajectory.append((obs, action, reward, next_obs, terminated, info))
+                obs = next_obs
+                done = terminated or truncated
+                if len(trajectory) > EVAL_STEPS and not env.spec.max_episode_steps:
+                    raise RunError(f"no end after {EVAL_STEPS} steps: set --max-episode-steps")
     random.setstate(states[0])
     np.random.set_state(states[1])
     return trajectories
@@ -678,22 +735,6 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return checkpoint
 
 
-def load_part(part: Any, state: dict[str, Any]) -> None:
-    """part.load_state_dict, but an optimizer keeps its settings, and its moments must fit."""
-    if isinstance(part, torch.optim.Optimizer):
-        settings = part.state_dict()["param_groups"]
-        state = {"state": state["state"], "param_groups": settings}
-    part.load_state_dict(state)
-    if isinstance(part, torch.optim.Optimizer):
-        for parameter, moments in part.state.items():
-            if moments["step"].dim() > 0:
-                raise ValueError("an optimizer has counted wrongly")
-            for name in ("exp_avg", "exp_avg_sq"):
-                moment = moments[name]
-                if moment.shape != parameter.shape or not moment.is_contiguous():
-                    raise ValueError("an optimizer belongs to another network")
-
-
 class Run:
     """What surrounds the loop: the run's folder, metrics, evaluations, checkpoints and signals.
 
@@ -706,54 +747,46 @@ class Run:
         self.checkpoint = checkpoint
         if self.args.resume and checkpoint is None:
             self.checkpoint = read_checkpoint(self.args.resume)
-        self.step = 0
-        self.metrics = {}  # of the last update
-        self.progress = {"episodes": 0, "ended": [], "best_return": -math.inf}
-        self.size = args.num_envs * args.num_steps  # steps per iteration
-        self.returns = np.zeros(args.num_envs)  # of the running episodes
-        self.lengths = np.zeros(args.num_envs)
-        self.whole = {}  # a checkpoint's content after the last whole iteration
-        self.phase = "opening"  # then "acting" or "writing"
-        self.stop_asked = False
-        self.old_handlers = {}  # of signals
-        self.envs = []  # to be closed
-        self.judge = lambda trajectories: {}  # a script's own columns of an evaluation
-        self.tracker = None  # Weights & Biases
-        self.rows = []  # of metrics.csv
-        self.written = 0  # how many of them are in the file
-        self.columns = list(COLUMNS)
-        try:
-            torch.empty(0, device=args.device)
-        except (RuntimeError, AssertionError) as error:
-            raise RunError(f"--device {args.device} cannot be used: {error!r:.200}") from error
-        if args.track and importlib.util.find_spec("wandb") is None:
-            raise RunError("--track needs: pip install wandb")
         try:
             self.env_options = dict(json.loads(args.env_kwargs))
         except (ValueError, TypeError) as error:
             raise RunError(f"--env-kwargs {args.env_kwargs} is no JSON object: {error}") from error
         if args.max_episode_steps > 0:
             self.env_options["max_episode_steps"] = args.max_episode_steps
+        # A checkpoint has the next six under their names.
+        self.step = 0
+        self.seconds = 0.0
+        self.metrics = {}  # of the last update
+        self.episodes = 0  # that have ended
+        self.ended = []  # (return, length) of those since the last row of metrics.csv
+        self.best_return = -math.inf
+        self.whole = {}  # a copy of what a checkpoint of the last whole iteration holds
+        self.size = args.num_envs * args.num_steps  # steps per iteration
+        self.returns = np.zeros(args.num_envs)  # of the running episodes
+        self.lengths = np.zeros(args.num_envs)
+        self.rows = []  # of metrics.csv
+        self.written = 0  # how many of them are in the file
+        self.columns = list(COLUMNS)
+        self.judge = lambda trajectories: {}  # a script's own columns of an evaluation
+        self.tracker = None  # Weights & Biases
+        self.envs = []  # to be closed
+        self.old_handlers = {}  # of signals
 
     def __enter__(self) -> "Run":
         random.seed(self.args.seed)
         np.random.seed(self.args.seed)
         torch.manual_seed(self.args.seed)
-        hang_up = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
-        with contextlib.suppress(ValueError):  # only the main thread has signals
-            for number in {signal.SIGINT, signal.SIGTERM, hang_up}:
-                old = signal.getsignal(number)
-                if old != signal.SIG_IGN or number == signal.SIGINT:  # as nohup does
-                    signal.signal(number, self.on_signal)
-                    self.old_handlers[number] = old
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread:  # others have no signals
+            for number in SIGNALS:
+                if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                    self.old_handlers[number] = signal.signal(number, self.on_signal)
         return self
 
     def on_signal(self, number: int, frame: Any) -> None:
-        """Leave with the last whole iteration. The next signal is no longer ours."""
+        """Stop at once. The next signal is no longer ours."""
         self.restore_signals()
-        self.stop_asked = True
-        if self.phase in ("opening", "acting"):
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
     def restore_signals(self) -> None:
         for number, handler in self.old_handlers.items():
@@ -778,8 +811,6 @@ class Run:
     def start(self, envs: gym.vector.VectorEnv, agent: nn.Module) -> np.ndarray:
         """Open everything, load the checkpoint, and only then write. First observations."""
         self.agent = agent
-        self.parts = {"agent": agent, "optimizer": agent.optimizer}
-        self.eval_env = None
         self.envs.append(envs)
         try:
             if self.args.eval_episodes > 0:
@@ -791,15 +822,14 @@ class Run:
             reason = str(error) if isinstance(error, RunError) else f"{error!r:.300}"
             advice = "--eval-episodes 0: no evaluation"
             raise RunError(f"evaluation fails: {reason} ({advice})") from error
-        self.began = time.perf_counter()
         if self.checkpoint:
             self.load()
         obs, _ = envs.reset(seed=torch.randint(2**31, (self.args.num_envs,)).tolist())
+        self.began = time.perf_counter() - self.seconds
         self.open_folder()
         self.mark_whole()
         if self.step > 0:
             self.after_step()
-        self.phase = "acting"
         return obs
 
     def load(self) -> None:
@@ -811,26 +841,22 @@ class Run:
             if new != old and name != "resume":
                 print(f"note: {name} is now {new}, not {old}; the result may differ from here on")
         try:
-            for name, value in self.progress.items():
-                if type(self.checkpoint["progress"][name]) is not type(value):
-                    raise ValueError(f"{name} is not a {type(value).__name__}")
-            self.progress = self.checkpoint["progress"]
-            for row in self.checkpoint["rows"]:
-                self.rows.append(dict(row))
-            for end in self.progress["ended"]:
-                sum(end)
-            self.step = int(self.progress["step"])
-            for name, value in self.progress["metrics"].items():
+            for name in PROGRESS:
+                value = self.checkpoint["progress"][name]
+                if type(value) is not type(getattr(self, name)):
+                    raise ValueError(f"{name} is a {type(value).__name__}")
+                setattr(self, name, value)
+            for name, value in self.metrics.items():
                 self.metrics[name] = torch.as_tensor(value)
-            self.began -= float(self.progress["seconds"])
-            for name, part in self.parts.items():
-                load_part(part, self.checkpoint["parts"][name])
+            self.ended = [(total + 0.0, length + 0) for total, length in self.ended]
+            self.rows = [dict(row) for row in self.checkpoint["rows"]]
+            self.agent.load_state_dict(self.checkpoint["parts"]["agent"])
             if self.step - self.size >= self.args.total_timesteps:
                 raise ValueError(f"it is of step {self.step}")
-            states = self.progress["generators"]
-            torch.set_rng_state(states[0])
-            if self.args.device != "cpu" and len(states) > 1:
-                getattr(torch, self.args.device).set_rng_state(states[1])
+            generators = self.checkpoint["progress"]["generators"]
+            torch.set_rng_state(generators[0])
+            if self.args.device != "cpu" and len(generators) > 1:
+                getattr(torch, self.args.device).set_rng_state(generators[1])
         except Exception as error:
             raise RunError(f"--resume {self.args.resume} does not fit: {error!r:.300}") from error
         print("note: every environment begins a new episode: not bit for bit from here")
@@ -841,13 +867,13 @@ class Run:
         about = vars(args) | {"platform": platform.platform(), "python": sys.version}
         about |= {"cores": os.cpu_count(), "torch": torch.__version__}
         about |= {"gymnasium": gym.__version__, "numpy": np.__version__}
+        # With the time to the microsecond: some runs begin in the same second.
+        name = f"{args.env_id}__{SCRIPT}__{args.seed}__{time.time():.6f}"
+        self.dir = Path(args.runs_dir, re.sub(r"[^\w.-]", "-", name))
+        if args.resume:
+            self.dir = Path(args.resume).resolve().parent
         try:
-            if args.resume:
-                self.dir = Path(args.resume).resolve().parent
-            else:  # the time to the microsecond: some runs begin in the same second
-                name = f"{args.env_id}__{SCRIPT}__{args.seed}__{time.time():.6f}"
-                self.dir = Path(args.runs_dir, re.sub(r"[^\w.-]", "-", name))
-                self.dir.mkdir(parents=True)
+            self.dir.mkdir(parents=True, exist_ok=bool(args.resume))
             unfinished = self.dir / "args.tmp"
             unfinished.write_text(json.dumps(about, indent=2))
             os.replace(unfinished, self.dir / "args.json")
@@ -859,43 +885,34 @@ class Run:
         if args.track:
             import wandb
 
+            options = {"id": self.dir.name, "dir": self.dir, "config": about}
             try:
-                self.tracker = wandb.init(
-                    id=self.dir.name, dir=self.dir, config=about, resume="allow"
-                )
+                self.tracker = wandb.init(**options, resume="allow")
             except Exception as error:
                 raise RunError(f"--track: {error!r:.300}") from error
         print(f"{self.dir}: rollouts of {self.size:,} steps", flush=True)
 
-    def record(self, next_obs, last_obs, reward: np.ndarray, ended: np.ndarray) -> None:
+    def record(self, reward: np.ndarray, ended: np.ndarray) -> None:
         """Count a step of every environment, and the episodes that ended in it."""
         self.step += len(reward)
-        self.check_finite(self.step, observation=next_obs.sum() + last_obs.sum())
-        self.check_finite(self.step, reward=reward.sum())
         self.returns += reward
         self.lengths += 1
         for i in np.flatnonzero(ended):
-            end = float(self.returns[i]), float(self.lengths[i])
-            self.progress["ended"] = [*self.progress["ended"], end]
-            self.progress["episodes"] += 1
+            self.episodes += 1
+            self.ended = [*self.ended, (float(self.returns[i]), int(self.lengths[i]))]
             self.returns[i] = 0
             self.lengths[i] = 0
 
-    def check_finite(self, step: int, **values: float) -> None:
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise RunError(f"step {step} of {self.args.env_id}: {name} is not finite")
-
     def mark_whole(self) -> None:
         """Copy what a checkpoint of this iteration holds: it may be written during the next."""
+        self.seconds = time.perf_counter() - self.began
         generators = [torch.get_rng_state()]
         if self.args.device != "cpu":
             generators.append(getattr(torch, self.args.device).get_rng_state())
-        self.seconds = time.perf_counter() - self.began
-        progress = self.progress | {"step": self.step, "metrics": self.metrics}
-        progress |= {"seconds": self.seconds, "generators": generators}
-        parts = {name: part.state_dict() for name, part in self.parts.items()}
-        self.whole = {"progress": progress, "parts": copy.deepcopy(parts)}
+        progress = {name: getattr(self, name) for name in PROGRESS}
+        progress["generators"] = generators
+        parts = {"agent": copy.deepcopy(self.agent.state_dict())}
+        self.whole = {"progress": progress, "parts": parts}
 
     def due(self, every: int) -> bool:
         """Whether this iteration reached a multiple of `every`, or the end."""
@@ -905,83 +922,80 @@ class Run:
     def after_step(self) -> None:
         """Save, evaluate and log, each when it is due."""
         self.mark_whole()
-        self.phase = "writing"
         if self.due(self.args.checkpoint_frequency):
             self.save()
-        self.phase = "acting"  # an evaluation may be left at any moment
-        if self.stop_asked:
-            raise KeyboardInterrupt
         evaluation = {}
         if self.args.eval_episodes > 0 and self.due(self.args.eval_frequency):
             evaluation = self.evaluation()
-        self.phase = "writing"
         if evaluation or self.due(self.args.log_frequency):
             self.log(evaluation)
-        self.phase = "acting"
-        if self.stop_asked:
-            raise KeyboardInterrupt
 
     def evaluation(self) -> dict[str, float]:
         trajectories = evaluate(self.agent.actor, self.eval_env, self.args)
         returns = [sum(step[2] for step in episode) for episode in trajectories]
         mean = float(np.mean(returns))
         tqdm.write(f"step {self.step}: mean return {mean:.1f} in evaluation", sys.stderr)
-        if mean > self.progress["best_return"]:
-            self.progress["best_return"] = mean
+        if mean > self.best_return:
+            self.best_return = mean
             write_file(self.dir / "best_model.pt", self.agent.state_dict())
         row = {"eval_return_mean": mean, "eval_return_std": float(np.std(returns))}
         return row | {"eval_episodes": len(returns)} | self.judge(trajectories)
 
     def log(self, evaluation: dict[str, float]) -> None:
         """Add a row to metrics.csv."""
-        seconds = self.seconds
-        row = {"global_step": self.step, "seconds": round(seconds, 3)}
-        row["sps"] = round(self.step / seconds, 1)
-        row["episodes"] = self.progress["episodes"]
-        if self.progress["ended"]:
-            means = np.mean(self.progress["ended"], axis=0).tolist()
+        row = {"global_step": self.step, "seconds": round(self.seconds, 3)}
+        row["sps"] = round(self.step / self.seconds, 1)
+        row["episodes"] = self.episodes
+        if self.ended:
+            means = np.mean(self.ended, axis=0).tolist()
             row |= {"episodic_return": means[0], "episodic_length": means[1]}
-            self.progress["ended"] = []
+        self.ended = []
         for name, value in self.metrics.items():
             row[name] = torch.as_tensor(value).float().mean().item()
         row |= evaluation
-        self.check_finite(self.step, **row)
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise RunError(f"step {self.step}: {name} is not finite")
         self.rows.append(row)
         self.write_rows()
         if self.tracker is not None:
             self.tracker.log(row, step=self.step)
 
     def write_rows(self) -> None:
-        """Bring metrics.csv up to date: add to it, or write it anew where that is not enough."""
+        """Add the new rows to metrics.csv, or write it anew where a column is new."""
         path = self.dir / "metrics.csv"
-        names = dict.fromkeys(name for row in self.rows[self.written :] for name in row)
-        new = [name for name in names if name not in self.columns]
-        self.columns += new
-        if new or not path.exists():
+        if not path.exists():
             self.written = 0
+        for row in self.rows[self.written :]:
+            new = [name for name in row if name not in self.columns]
+            if new:
+                self.columns += new
+                self.written = 0
+        mode = "a" if self.written else "w"
         try:
-            with open(path, "a" if self.written else "w", newline="") as file:
+            with open(path, mode, newline="") as file:
                 writer = csv.DictWriter(file, self.columns)
-                if self.written == 0:
+                if mode == "w":
                     writer.writeheader()
                 writer.writerows(self.rows[self.written :])
             self.written = len(self.rows)
         except PermissionError:  # a spreadsheet has locked it
-            print(f"note: {path} cannot be written now; its rows are kept until it can")
+            print("note: metrics.csv cannot be written now; its rows are kept until it can")
         except OSError as error:
             raise RunError(f"cannot write {path}: {error}") from error
 
     def save(self) -> None:
-        """Write model.pt (the networks) and checkpoint.pt (all, after the last whole step)."""
-        step = self.whole["progress"]["step"]
+        """Write model.pt (the networks) and checkpoint.pt (all, after the last whole iteration)."""
+        progress = self.whole["progress"]
         for name, value in self.whole["parts"]["agent"].items():
-            self.check_finite(step, **{name: value.sum().item()})
-        metrics = self.whole["progress"]["metrics"]
-        for name, value in metrics.items():
-            metrics[name] = torch.as_tensor(value)
+            if not value.isfinite().all():
+                raise RunError(f"step {progress['step']}: {name} is not finite")
+        for name, value in progress["metrics"].items():
+            progress["metrics"][name] = torch.as_tensor(value)
         content = self.whole | {"args": vars(self.args)}
+        step = progress["step"]
         content["rows"] = [row for row in self.rows if row["global_step"] < step]
-        write_file(self.dir / "model.pt", content["parts"]["agent"])
+        write_file(self.dir / "model.pt", self.whole["parts"]["agent"])
         write_file(self.dir / "checkpoint.pt", content)
 
     def finish(self) -> dict[str, Any]:
@@ -991,7 +1005,7 @@ class Run:
             last |= row
         kind = "eval" if self.args.eval_episodes > 0 else "episod"
         results = {name: value for name, value in last.items() if name.startswith(kind)}
-        results |= {"global_step": last["global_step"], "seconds": last["seconds"]}
+        results |= {"global_step": self.step, "seconds": last["seconds"]}
         results["run_dir"] = self.dir
         print("final", *(f"{name}={value}" for name, value in results.items()), flush=True)
         return results | {"agent": self.agent, "actor": self.agent.actor}
@@ -1004,23 +1018,15 @@ def resume(path: str, **changes: Any) -> dict[str, Any]:
     return train(args, checkpoint)
 
 
-def without_values(words: list[str]) -> list[str]:
-    """A sweep's --autotune=true and --autotune=false as --autotune and --no-autotune."""
-    for i, word in enumerate(words):
-        name, _, value = word.partition("=")
-        if value in ("true", "True"):
-            words[i] = name
-        if value in ("false", "False"):
-            words[i] = name.replace("--", "--no-", 1)
-    return words
-
-
 def main(words: list[str]) -> None:
     """The command line."""
-    words = without_values(words)
+    # A sweep's --autotune=true and --autotune=false are --autotune and --no-autotune.
+    words = [re.sub(r"^--([\w-]+)=[Tt]rue$", r"--\1", word) for word in words]
+    words = [re.sub(r"^--([\w-]+)=[Ff]alse$", r"--no-\1", word) for word in words]
     sys.path.append(os.getcwd())  # has my_module.py, for --env-id my_module:Mine-v0
     try:
-        args, checkpoint = tyro.cli(Args, args=words), None
+        args = tyro.cli(Args, args=words)
+        checkpoint = None
         if args.resume:
             checkpoint = read_checkpoint(args.resume)
             saved = Args(**checkpoint["args"] | {"resume": args.resume})

@@ -33,6 +33,7 @@ import copy
 import dataclasses
 import math
 import signal
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 if __name__ == "__main__" and "__file__" in globals():  # a script, not a notebook
@@ -118,28 +119,7 @@ class Args:
     """send the metrics to Weights & Biases too; WANDB_PROJECT names the project"""
 
 
-# === 3. Environment and networks ==================================================================
-def make_env(env_id: str, /, **options: Any) -> gym.Env:
-    """An environment that observes float32 (O,) and acts in [-1, 1]^A, whatever its own spaces."""
-    env = open_env(env_id, **options)
-    box = env.action_space
-    low = box.low.flatten().astype(np.float64)
-    high = box.high.flatten().astype(np.float64)
-
-    def rescale(action: np.ndarray) -> np.ndarray:
-        """[-1, 1]^A -> the environment's own box, in its shape and its type of number."""
-        action = (low * (1 - action) + high * (1 + action)) / 2
-        action = np.clip(action, low, high)  # for actions beyond [-1, 1], and for rounding
-        if np.issubdtype(box.dtype, np.integer):
-            action = np.rint(action)
-        return action.astype(box.dtype).reshape(box.shape)
-
-    env = gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, low.shape, np.float32))
-    env = gym.wrappers.FlattenObservation(env)
-    obs_box = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
-    return gym.wrappers.TransformObservation(env, lambda obs: obs.astype(np.float32), obs_box)
-
-
+# === 3. Networks ==================================================================================
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """Two hidden layers of rectified linear units, PyTorch's initial weights."""
     layers = nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
@@ -283,14 +263,43 @@ def q_bias(q: Critic, actor: Actor, trajectories: list, gamma: float) -> float:
     return float(np.mean(errors))
 
 
-def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float) -> None:
+class Adam(nn.Module):
+    """Steps of about `lr` in every direction, whatever the gradient's scale  [Kingma and Ba 2015].
+
+    Its state is in buffers: it is saved together with the networks that it changes.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, eps: float = 1e-8):
+        super().__init__()
+        self.params = list(params)
+        self.lr = lr
+        self.eps = eps
+        self.register_buffer("t", torch.zeros(()))  # steps
+        for i, p in enumerate(self.params):
+            self.register_buffer(f"m{i}", torch.zeros_like(p))  # running mean of the gradient
+            self.register_buffer(f"v{i}", torch.zeros_like(p))  # and of its square
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Algorithm 1 of the paper, with its beta_1 = 0.9 and beta_2 = 0.999."""
+        self.t += 1
+        for i, (p, g) in enumerate(zip(self.params, gradients, strict=True)):
+            m = getattr(self, f"m{i}").lerp_(g, 0.1)  # m <- 0.9 m + 0.1 g
+            v = getattr(self, f"v{i}").mul_(0.999).addcmul_(g, g, value=0.001)
+            m_hat = m / (1 - 0.9**self.t)  # without the zero from which it began
+            v_hat = v / (1 - 0.999**self.t)
+            p.addcdiv_(m_hat, v_hat.sqrt() + self.eps, value=-self.lr)
+
+
+def gradient_step(optimizer: Adam, loss: Tensor, max_grad_norm: float) -> None:
     """One step of the optimizer down the loss."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.zero_grad()
-    loss.backward(inputs=parameters)  # of these only: the actor's loss leaves the critics alone
+    # Of its parameters only: the actor's loss leaves the critics alone.
+    gradients = torch.autograd.grad(loss, optimizer.params)
     if max_grad_norm > 0:
-        nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    optimizer.step()
+        norm = nn.utils.get_total_norm(gradients)
+        factor = (max_grad_norm / (norm + 1e-6)).clamp(max=1)
+        gradients = [gradient * factor for gradient in gradients]
+    optimizer.step(gradients)
 
 
 @torch.no_grad()
@@ -320,8 +329,8 @@ class Agent(nn.Module):
         self.q2_target = copy.deepcopy(self.q2)
         self.to(args.device)
         q_params = [*self.q1.parameters(), *(self.q2.parameters() if args.double_q else ())]
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), args.policy_lr, fused=True)
-        self.q_optimizer = torch.optim.Adam(q_params, args.q_lr, fused=True)
+        self.actor_optimizer = Adam(self.actor.parameters(), args.policy_lr)
+        self.q_optimizer = Adam(q_params, args.q_lr)
 
 
 def update(agent: Agent, batch: Batch, args: Args, number: int) -> dict[str, Tensor]:
@@ -385,10 +394,10 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> dict[str, Any
             next_obs, reward, terminated, truncated, _ = env.step(action)
             # A time limit ends the episode but not the world: `truncated` is not stored.
             replay.add(obs, action, reward, next_obs, terminated)
-            run.record(next_obs, reward)
             obs = next_obs
             if terminated or truncated:
                 obs = run.reset()
+            run.record(reward, terminated or truncated)
 
             # 2 to 5
             for number in updates_due(step - args.learning_starts, args.updates_per_step):
@@ -408,22 +417,25 @@ import platform
 import random
 import re
 import sys
+import threading
 import time
 import zipfile
-from collections.abc import Iterator
 from numbers import Real
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import tyro
 
+SCRIPT = Path(__file__).stem if "__file__" in globals() else "notebook"
 EVAL_SEED = 1_000_000  # of the first episode of an evaluation; the next has one more
 EVAL_STEPS = 10_000  # its longest episode, where the environment has no time limit
-SCRIPT = Path(__file__).stem if "__file__" in globals() else "notebook"
+SIGNALS = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
 COLUMNS = "global_step seconds sps episodes episodic_return episodic_length".split()
 COLUMNS += "eval_return_mean eval_return_std eval_episodes".split()  # more are added as they come
+PROGRESS = "step seconds metrics episodes ended best_return".split()  # kept in a checkpoint
+PROGRESS += "episode_seed episode_return episode_length first_obs".split()
 FIXED = "env_id env_kwargs max_episode_steps seed hidden_dim buffer_size".split()
-FIXED += "autotune alpha double_q".split()  # of the checkpoint, so that --resume cannot change it
+FIXED += "autotune alpha double_q".split()  # --resume cannot change these
 
 
 class RunError(ValueError):
@@ -436,19 +448,24 @@ def check_args(args: Args) -> Args:
     args.resume = str(args.resume)  # it may be a Path
     args.runs_dir = str(args.runs_dir)
     for name, kind in get_type_hints(Args, include_extras=True).items():
+        value = getattr(args, name)
         if get_origin(kind) is Annotated:
             number, (low, high) = get_args(kind)
-            value = getattr(args, name)
             right = isinstance(value, Real) and low <= value <= high
             if not right or number(value) != value:
-                flag = "--" + name.replace("_", "-")
                 what = f"of type {number.__name__}, from {low:,} to {high:,}"
-                raise RunError(f"{flag} must be {what}, not {value!r}")
+                raise RunError(f"--{name.replace('_', '-')} must be {what}, not {value!r}")
             setattr(args, name, number(value))
-        elif get_origin(kind) is Literal and getattr(args, name) not in get_args(kind):
-            raise RunError(f"--{name} must be one of {get_args(kind)}, not {getattr(args, name)!r}")
+        elif get_origin(kind) is Literal and value not in get_args(kind):
+            raise RunError(f"--{name} must be one of {get_args(kind)}, not {value!r}")
     if args.batch_size > args.buffer_size:
         raise RunError(f"--batch-size {args.batch_size} exceeds --buffer-size {args.buffer_size}")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        raise RunError("--track needs: pip install wandb")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise RunError(f"--device {args.device} cannot be used: {error!r:.200}") from error
     return args
 
 
@@ -479,35 +496,73 @@ def processor_settings(num_threads: int) -> Iterator[None]:
             products.fp32_precision = old
 
 
-def open_env(env_id: str, /, **options: Any) -> gym.Env:
-    """gym.make, with a message for every environment that the networks cannot serve."""
+def make_env(env_id: str, /, **options: Any) -> gym.Env:
+    """gym.make, and an Adapter around it. Raises RunError, also for what Adapter refuses."""
     try:
         env = gym.make(env_id, **options)
     except Exception as error:
         hint = ' (pip install "gymnasium[mujoco]")' if "mujoco" in repr(error).lower() else ""
         raise RunError(f"cannot make {env_id}: {error!r:.300}{hint}") from error
-    seen, box = env.observation_space, env.action_space
-    if isinstance(seen, gym.spaces.Dict) and "desired_goal" in seen.spaces:
-        raise RunError(f"{env_id} has goals: use sac_her_continuous.py")
-    if seen.shape is None:
-        raise RunError(f"{env_id} observes {seen}: register it with wrappers.FlattenObservation")
-    if seen.dtype == np.uint8 and len(seen.shape) == 3:
-        raise RunError(f"{env_id} observes images, {seen}: these networks take vectors")
-    if not isinstance(box, gym.spaces.Box) or 0 in box.shape:
-        raise RunError(f"{env_id} acts in {box}: actions must be continuous, a Box")
-    if not max(abs(float(box.low.min())), abs(float(box.high.max()))) < 1e9:
-        raise RunError(f"{env_id} acts in {box}: actions need finite, sensible bounds")
-    return gym.wrappers.TransformReward(env, lambda r: np.asarray(r, float).item())
+    return Adapter(env, env_id)
 
 
-def reset_env(env: gym.Env, seed: int) -> np.ndarray:
-    """Begin an episode; its seed goes to the environment and to the generators all code shares."""
-    random.seed(seed)
-    np.random.seed(seed)
-    obs, _ = env.reset(seed=seed)
-    if obs.shape != env.observation_space.shape:
-        raise RunError(f"it observes {obs.shape}, but its space is {env.observation_space.shape}")
-    return obs
+class Adapter(gym.Wrapper):
+    """Lets an environment observe float32 (O,) and act in [-1, 1]^A, whatever its own spaces are.
+
+    Raises RunError if the networks cannot serve it.
+    """
+
+    def __init__(self, env: gym.Env, name: str):
+        super().__init__(env)
+        self.name = name
+        seen, box = env.observation_space, env.action_space
+        if isinstance(seen, gym.spaces.Dict) and "desired_goal" in seen.spaces:
+            raise RunError(f"{name} has goals: use sac_her_continuous.py")
+        if seen.shape is None:
+            raise RunError(f"{name} observes {seen}: register it with wrappers.FlattenObservation")
+        if seen.dtype == np.uint8 and len(seen.shape) == 3:
+            raise RunError(f"{name} observes images, {seen}: these networks take vectors")
+        if not isinstance(box, gym.spaces.Box) or 0 in box.shape:
+            raise RunError(f"{name} acts in {box}: actions must be continuous, a Box")
+        if not max(abs(float(box.low.min())), abs(float(box.high.max()))) < 1e9:
+            raise RunError(f"{name} acts in {box}: actions need finite, sensible bounds")
+        self.low = box.low.flatten().astype(np.float64)
+        self.high = box.high.flatten().astype(np.float64)
+        size = gym.spaces.flatdim(seen)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self.action_space = gym.spaces.Box(-1, 1, self.low.shape, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple:
+        """Begin an episode; a seed also goes to the two generators that all code shares."""
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed)
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self.vector(obs), info
+
+    def step(self, action: np.ndarray) -> tuple:
+        obs, reward, terminated, truncated, info = self.env.step(self.rescale(action))
+        reward = np.asarray(reward, float).item()
+        if not math.isfinite(reward):
+            raise RunError(f"{self.name}: a reward is not finite")
+        return self.vector(obs), reward, bool(terminated), bool(truncated), info
+
+    def rescale(self, action: np.ndarray) -> np.ndarray:
+        """[-1, 1]^A -> the environment's own box, in its shape and its type of number."""
+        box = self.env.action_space
+        action = (self.low * (1 - action) + self.high * (1 + action)) / 2
+        action = np.clip(action, self.low, self.high)  # also for rounding
+        if np.issubdtype(box.dtype, np.integer):
+            action = np.rint(action)
+        return action.astype(box.dtype).reshape(box.shape)
+
+    def vector(self, obs: Any) -> np.ndarray:
+        obs = gym.spaces.flatten(self.env.observation_space, obs).astype(np.float32)
+        if obs.shape != self.observation_space.shape:
+            raise RunError(f"{self.name}: an observation has {len(obs)} numbers, its space not")
+        if not np.isfinite(obs).all():
+            raise RunError(f"{self.name}: an observation is not finite")
+        return obs
 
 
 def evaluate(actor: nn.Module, env: gym.Env, args: Args) -> list:
@@ -517,16 +572,20 @@ def evaluate(actor: nn.Module, env: gym.Env, args: Args) -> list:
     """
     states = random.getstate(), np.random.get_state()
     trajectories = [[] for _ in range(args.eval_episodes)]
-    for episode, trajectory in enumerate(trajectories):
-        obs, done = reset_env(env, EVAL_SEED + episode), False
-        while not done:
-            with torch.inference_mode():
-                action = actor(torch.as_tensor(obs, device=args.device)).cpu().numpy()
-            next_obs, reward, terminated, truncated, info = env.step(action)
-            trajectory.append((obs, action, reward, next_obs, terminated, info))
-            obs, done = next_obs, terminated or truncated
-            if len(trajectory) > EVAL_STEPS and not env.spec.max_episode_steps:
-                raise RunError(f"no end after {EVAL_STEPS} steps: set --max-episode-steps")
+    with torch.random.fork_rng([]):  # so that an evaluation changes nothing
+        for episode, trajectory in enumerate(trajectories):
+            obs, _ = env.reset(seed=EVAL_SEED + episode)
+            done = False
+            while not done:
+                with torch.inference_mode():
+                    action = actor(torch.as_tensor(obs, device=args.device))
+                action = action.cpu().numpy()
+                next_obs, reward, terminated, truncated, info = env.step(action)
+                trajectory.append((obs, action, reward, next_obs, terminated, info))
+                obs = next_obs
+                done = terminated or truncated
+                if len(trajectory) > EVAL_STEPS and not env.spec.max_episode_steps:
+                    raise RunError(f"no end after {EVAL_STEPS} steps: set --max-episode-steps")
     random.setstate(states[0])
     np.random.set_state(states[1])
     return trajectories
@@ -563,22 +622,6 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return checkpoint
 
 
-def load_part(part: Any, state: dict[str, Any]) -> None:
-    """part.load_state_dict, but an optimizer keeps its settings, and its moments must fit."""
-    if isinstance(part, torch.optim.Optimizer):
-        settings = part.state_dict()["param_groups"]
-        state = {"state": state["state"], "param_groups": settings}
-    part.load_state_dict(state)
-    if isinstance(part, torch.optim.Optimizer):
-        for parameter, moments in part.state.items():
-            if moments["step"].dim() > 0:
-                raise ValueError("an optimizer has counted wrongly")
-            for name in ("exp_avg", "exp_avg_sq"):
-                moment = moments[name]
-                if moment.shape != parameter.shape or not moment.is_contiguous():
-                    raise ValueError("an optimizer belongs to another network")
-
-
 class Run:
     """What surrounds the loop: the run's folder, metrics, evaluations, checkpoints and signals.
 
@@ -591,52 +634,50 @@ class Run:
         self.checkpoint = checkpoint
         if self.args.resume and checkpoint is None:
             self.checkpoint = read_checkpoint(self.args.resume)
-        self.step = 0
-        self.metrics = {}  # of the last update
-        self.progress = {"episodes": 0, "ended": [], "best_return": -math.inf}
-        self.progress |= {"episode_seed": 0, "episode_return": 0.0, "episode_length": 0}
-        self.progress["first_obs"] = torch.zeros(0)
-        self.whole = {}  # progress, metrics and random state after the last whole step
-        self.phase = "opening"  # then "acting", "updating" (half a step) or "writing"
-        self.stop_asked = False
-        self.old_handlers = {}  # of signals
-        self.envs = []  # to be closed
-        self.judge = lambda trajectories: {}  # a script's own columns of an evaluation
-        self.tracker = None  # Weights & Biases
-        self.rows = []  # of metrics.csv
-        self.written = 0  # how many of them are in the file
-        self.columns = list(COLUMNS)
-        try:
-            torch.empty(0, device=args.device)
-        except (RuntimeError, AssertionError) as error:
-            raise RunError(f"--device {args.device} cannot be used: {error!r:.200}") from error
-        if args.track and importlib.util.find_spec("wandb") is None:
-            raise RunError("--track needs: pip install wandb")
         try:
             self.env_options = dict(json.loads(args.env_kwargs))
         except (ValueError, TypeError) as error:
             raise RunError(f"--env-kwargs {args.env_kwargs} is no JSON object: {error}") from error
         if args.max_episode_steps > 0:
             self.env_options["max_episode_steps"] = args.max_episode_steps
+        # A checkpoint has the next ten under their names.
+        self.step = 0
+        self.seconds = 0.0
+        self.metrics = {}  # of the last update
+        self.episodes = 0  # that have ended
+        self.ended = []  # (return, length) of those since the last row of metrics.csv
+        self.best_return = -math.inf
+        self.episode_seed = 0  # of the running episode, as the next three
+        self.episode_return = 0.0
+        self.episode_length = 0
+        self.first_obs = torch.zeros(0)
+        self.whole = {}  # what they were after the last whole step
+        self.half_done = False  # from a step until all that belongs to it has changed
+        self.rows = []  # of metrics.csv
+        self.written = 0  # how many of them are in the file
+        self.columns = list(COLUMNS)
+        self.judge = lambda trajectories: {}  # a script's own columns of an evaluation
+        self.tracker = None  # Weights & Biases
+        self.envs = []  # to be closed
+        self.stop_asked = False
+        self.old_handlers = {}  # of signals
 
     def __enter__(self) -> "Run":
         random.seed(self.args.seed)
         np.random.seed(self.args.seed)
         torch.manual_seed(self.args.seed)
-        hang_up = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
-        with contextlib.suppress(ValueError):  # only the main thread has signals
-            for number in {signal.SIGINT, signal.SIGTERM, hang_up}:
-                old = signal.getsignal(number)
-                if old != signal.SIG_IGN or number == signal.SIGINT:  # as nohup does
-                    signal.signal(number, self.on_signal)
-                    self.old_handlers[number] = old
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread:  # others have no signals
+            for number in SIGNALS:
+                if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                    self.old_handlers[number] = signal.signal(number, self.on_signal)
         return self
 
     def on_signal(self, number: int, frame: Any) -> None:
-        """Leave, but not in the middle of an update. The next signal is no longer ours."""
+        """Stop, but not while a step is half done. The next signal is no longer ours."""
         self.restore_signals()
         self.stop_asked = True
-        if self.phase in ("opening", "acting"):
+        if not self.half_done:
             raise KeyboardInterrupt
 
     def restore_signals(self) -> None:
@@ -645,7 +686,7 @@ class Run:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """After an exception, write a checkpoint of the last whole step; then close everything."""
-        if error is not None and self.whole and self.phase != "updating":
+        if error is not None and self.whole and not self.half_done:
             step = self.whole["step"]
             self.replay.added = step  # without a transition whose step is not whole
             try:
@@ -666,8 +707,6 @@ class Run:
         self.agent = agent
         self.replay = replay
         self.parts = {"agent": agent, "replay": replay}
-        optimizer = torch.optim.Optimizer
-        self.parts |= {k: v for k, v in vars(agent).items() if isinstance(v, optimizer)}
         self.eval_env = env  # which will do for an evaluation after the last step
         self.envs.append(env)
         try:
@@ -681,13 +720,12 @@ class Run:
             reason = str(error) if isinstance(error, RunError) else f"{error!r:.300}"
             advice = "--eval-frequency 0: no second environment; --eval-episodes 0: no evaluation"
             raise RunError(f"evaluation fails: {reason} ({advice})") from error
-        self.began = time.perf_counter()
         obs = self.load() if self.checkpoint else self.reset()
+        self.began = time.perf_counter() - self.seconds
         self.open_folder()
         self.mark_whole()
         if self.step > 0:
             self.after_step()
-        self.phase = "acting"
         return obs
 
     def load(self) -> np.ndarray:
@@ -699,30 +737,27 @@ class Run:
             if new != old and name != "resume":
                 print(f"note: {name} is now {new}, not {old}; the result may differ from here on")
         try:
-            for name, value in self.progress.items():
-                if type(self.checkpoint["progress"][name]) is not type(value):
-                    raise ValueError(f"{name} is not a {type(value).__name__}")
-            self.progress = self.checkpoint["progress"]
-            for row in self.checkpoint["rows"]:
-                self.rows.append(dict(row))
-            for end in self.progress["ended"]:
-                sum(end)
-            self.step = int(self.progress["step"])
-            for name, value in self.progress["metrics"].items():
+            for name in PROGRESS:
+                value = self.checkpoint["progress"][name]
+                if type(value) is not type(getattr(self, name)):
+                    raise ValueError(f"{name} is a {type(value).__name__}")
+                setattr(self, name, value)
+            for name, value in self.metrics.items():
                 self.metrics[name] = torch.as_tensor(value)
-            self.began -= float(self.progress["seconds"])
+            self.ended = [(total + 0.0, length + 0) for total, length in self.ended]
+            self.rows = [dict(row) for row in self.checkpoint["rows"]]
             for name, part in self.parts.items():
-                load_part(part, self.checkpoint["parts"][name])
-            if not self.replay.added == self.step <= self.args.total_timesteps:
-                raise ValueError(f"it is of step {self.step}")
+                part.load_state_dict(self.checkpoint["parts"][name])
             table = self.checkpoint["parts"]["replay"]["table"]
             if table.shape != self.replay.table[: len(self.replay)].shape:
                 raise ValueError("the replay buffer has another size")
+            if not self.replay.added == self.step <= self.args.total_timesteps:
+                raise ValueError(f"it is of step {self.step}")
             obs = self.put_back()
-            states = self.progress["generators"]
-            torch.set_rng_state(states[0])
-            if self.args.device != "cpu" and len(states) > 1:
-                getattr(torch, self.args.device).set_rng_state(states[1])
+            generators = self.checkpoint["progress"]["generators"]
+            torch.set_rng_state(generators[0])
+            if self.args.device != "cpu" and len(generators) > 1:
+                getattr(torch, self.args.device).set_rng_state(generators[1])
         except Exception as error:
             raise RunError(f"--resume {self.args.resume} does not fit: {error!r:.300}") from error
         self.checkpoint = None  # its memory is free again
@@ -730,11 +765,10 @@ class Run:
 
     def put_back(self) -> np.ndarray:
         """Play the unfinished episode again. Where that is not exact, say so and begin another."""
-        length = self.progress["episode_length"]
-        obs = reset_env(self.env, self.progress["episode_seed"])
-        exact = length <= len(self.replay)
-        exact = exact and np.array_equal(obs, self.progress["first_obs"].numpy())
-        for number in range(self.replay.added - length, self.replay.added):
+        obs, _ = self.env.reset(seed=self.episode_seed)
+        exact = np.array_equal(obs, self.first_obs)
+        exact = exact and self.episode_length <= len(self.replay)
+        for number in range(self.step - self.episode_length, self.step):
             if exact:
                 then = self.replay.gather(torch.tensor([number % len(self.replay)]))
                 action = then.action[0].cpu().numpy()
@@ -744,7 +778,8 @@ class Run:
                 exact = exact and not (terminated or truncated)
         if not exact:
             print("note: this environment cannot be put back exactly: not bit for bit from here")
-            self.progress["episode_length"] = 0
+            self.episode_return = 0.0
+            self.episode_length = 0
             if hasattr(self.replay, "end_episode"):  # hindsight must not mix the two
                 self.replay.end_episode()
             obs = self.reset()
@@ -756,13 +791,13 @@ class Run:
         about = vars(args) | {"platform": platform.platform(), "python": sys.version}
         about |= {"cores": os.cpu_count(), "torch": torch.__version__}
         about |= {"gymnasium": gym.__version__, "numpy": np.__version__}
+        # With the time to the microsecond: some runs begin in the same second.
+        name = f"{args.env_id}__{SCRIPT}__{args.seed}__{time.time():.6f}"
+        self.dir = Path(args.runs_dir, re.sub(r"[^\w.-]", "-", name))
+        if args.resume:
+            self.dir = Path(args.resume).resolve().parent
         try:
-            if args.resume:
-                self.dir = Path(args.resume).resolve().parent
-            else:  # the time to the microsecond: some runs begin in the same second
-                name = f"{args.env_id}__{SCRIPT}__{args.seed}__{time.time():.6f}"
-                self.dir = Path(args.runs_dir, re.sub(r"[^\w.-]", "-", name))
-                self.dir.mkdir(parents=True)
+            self.dir.mkdir(parents=True, exist_ok=bool(args.resume))
             unfinished = self.dir / "args.tmp"
             unfinished.write_text(json.dumps(about, indent=2))
             os.replace(unfinished, self.dir / "args.json")
@@ -774,10 +809,9 @@ class Run:
         if args.track:
             import wandb
 
+            options = {"id": self.dir.name, "dir": self.dir, "config": about}
             try:
-                self.tracker = wandb.init(
-                    id=self.dir.name, dir=self.dir, config=about, resume="allow"
-                )
+                self.tracker = wandb.init(**options, resume="allow")
             except Exception as error:
                 raise RunError(f"--track: {error!r:.300}") from error
         print(f"{self.dir}: replay takes up to {self.replay.table.nbytes:,} B", flush=True)
@@ -785,42 +819,33 @@ class Run:
             print("note: with these settings there is no update, so nothing is learnt")
 
     def reset(self) -> np.ndarray:
-        """Begin an episode, after counting the one that ended, if any."""
-        progress = self.progress
-        self.phase = "acting"  # a failing environment loses nothing
-        seed = int(torch.randint(2**31, ()))
-        obs = reset_env(self.env, seed)
-        self.check_finite(self.step, observation=obs.sum())
-        self.phase = "updating"
-        if progress["episode_length"] > 0:
-            progress["episodes"] += 1
-            end = progress["episode_return"], progress["episode_length"]
-            progress["ended"] = [*progress["ended"], end]
-        progress |= {"episode_seed": seed, "episode_return": 0.0, "episode_length": 0}
-        progress["first_obs"] = torch.from_numpy(obs)
+        """Begin an episode, so that a resumed run can begin it again."""
+        self.episode_seed = int(torch.randint(2**31, ()))
+        obs, _ = self.env.reset(seed=self.episode_seed)
+        self.first_obs = torch.from_numpy(obs)
         return obs
 
-    def record(self, next_obs: np.ndarray, reward: float) -> None:
-        """Count a step."""
-        self.check_finite(self.step + 1, observation=next_obs.sum(), reward=reward)
-        self.phase = "updating"
+    def record(self, reward: float, ended: bool) -> None:
+        """Count a step, the first thing of it that cannot be undone."""
+        self.half_done = True
         self.step += 1
-        self.progress["episode_length"] += 1
-        self.progress["episode_return"] += reward
-
-    def check_finite(self, step: int, **values: float) -> None:
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise RunError(f"step {step} of {self.args.env_id}: {name} is not finite")
+        self.episode_return += reward
+        self.episode_length += 1
+        if ended:
+            self.episodes += 1
+            self.ended = [*self.ended, (self.episode_return, self.episode_length)]
+            self.episode_return = 0.0
+            self.episode_length = 0
 
     def mark_whole(self) -> None:
         """Note what a checkpoint of this step holds: it may be written during the next one."""
+        self.seconds = time.perf_counter() - self.began
         generators = [torch.get_rng_state()]
         if self.args.device != "cpu":
             generators.append(getattr(torch, self.args.device).get_rng_state())
-        self.whole = self.progress | {"step": self.step, "metrics": self.metrics}
-        self.whole["seconds"] = time.perf_counter() - self.began
+        self.whole = {name: getattr(self, name) for name in PROGRESS}
         self.whole["generators"] = generators
+        self.half_done = False
 
     def due(self, every: int) -> bool:
         last = self.step == self.args.total_timesteps
@@ -829,69 +854,67 @@ class Run:
     def after_step(self) -> None:
         """Save, evaluate and log, each when it is due."""
         self.mark_whole()
-        self.phase = "writing"
         if self.due(self.args.checkpoint_frequency):
             self.save()
-        self.phase = "acting"  # an evaluation may be left at any moment
         if self.stop_asked:
             raise KeyboardInterrupt
         evaluation = {}
         if self.args.eval_episodes > 0 and self.due(self.args.eval_frequency):
             evaluation = self.evaluation()
-        self.phase = "writing"
         if evaluation or self.due(self.args.log_frequency):
             self.log(evaluation)
-        self.phase = "acting"
-        if self.stop_asked:
-            raise KeyboardInterrupt
 
     def evaluation(self) -> dict[str, float]:
         trajectories = evaluate(self.agent.actor, self.eval_env, self.args)
         returns = [sum(step[2] for step in episode) for episode in trajectories]
         mean = float(np.mean(returns))
         tqdm.write(f"step {self.step}: mean return {mean:.1f} in evaluation", sys.stderr)
-        if mean > self.progress["best_return"]:
-            self.progress["best_return"] = mean
+        if mean > self.best_return:
+            self.best_return = mean
             write_file(self.dir / "best_model.pt", self.agent.state_dict())
         row = {"eval_return_mean": mean, "eval_return_std": float(np.std(returns))}
         return row | {"eval_episodes": len(returns)} | self.judge(trajectories)
 
     def log(self, evaluation: dict[str, float]) -> None:
         """Add a row to metrics.csv."""
-        seconds = self.whole["seconds"]
-        row = {"global_step": self.step, "seconds": round(seconds, 3)}
-        row["sps"] = round(self.step / seconds, 1)
-        row["episodes"] = self.progress["episodes"]
-        if self.progress["ended"]:
-            means = np.mean(self.progress["ended"], axis=0).tolist()
+        row = {"global_step": self.step, "seconds": round(self.seconds, 3)}
+        row["sps"] = round(self.step / self.seconds, 1)
+        row["episodes"] = self.episodes
+        if self.ended:
+            means = np.mean(self.ended, axis=0).tolist()
             row |= {"episodic_return": means[0], "episodic_length": means[1]}
-            self.progress["ended"] = []
+        self.ended = []
         for name, value in self.metrics.items():
             row[name] = torch.as_tensor(value).float().mean().item()
         row |= evaluation
-        self.check_finite(self.step, **row)
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise RunError(f"step {self.step}: {name} is not finite")
         self.rows.append(row)
         self.write_rows()
         if self.tracker is not None:
             self.tracker.log(row, step=self.step)
 
     def write_rows(self) -> None:
-        """Bring metrics.csv up to date: add to it, or write it anew where that is not enough."""
+        """Add the new rows to metrics.csv, or write it anew where a column is new."""
         path = self.dir / "metrics.csv"
-        names = dict.fromkeys(name for row in self.rows[self.written :] for name in row)
-        new = [name for name in names if name not in self.columns]
-        self.columns += new
-        if new or not path.exists():
+        if not path.exists():
             self.written = 0
+        for row in self.rows[self.written :]:
+            new = [name for name in row if name not in self.columns]
+            if new:
+                self.columns += new
+                self.written = 0
+        mode = "a" if self.written else "w"
         try:
-            with open(path, "a" if self.written else "w", newline="") as file:
+            with open(path, mode, newline="") as file:
                 writer = csv.DictWriter(file, self.columns)
-                if self.written == 0:
+                if mode == "w":
                     writer.writeheader()
                 writer.writerows(self.rows[self.written :])
             self.written = len(self.rows)
         except PermissionError:  # a spreadsheet has locked it
-            print(f"note: {path} cannot be written now; its rows are kept until it can")
+            print("note: metrics.csv cannot be written now; its rows are kept until it can")
         except OSError as error:
             raise RunError(f"cannot write {path}: {error}") from error
 
@@ -899,8 +922,8 @@ class Run:
         """Write model.pt (the networks) and checkpoint.pt (all, after the last whole step)."""
         step = self.whole["step"]
         for name, parameter in self.agent.named_parameters():
-            if parameter.requires_grad:
-                self.check_finite(step, **{name: parameter.sum().item()})
+            if parameter.requires_grad and not parameter.isfinite().all():
+                raise RunError(f"step {step}: {name} is not finite; the last checkpoint stays")
         for name, value in self.whole["metrics"].items():
             self.whole["metrics"][name] = torch.as_tensor(value)
         content = {
@@ -919,7 +942,7 @@ class Run:
             last |= row
         kind = "eval" if self.args.eval_episodes > 0 else "episod"
         results = {name: value for name, value in last.items() if name.startswith(kind)}
-        results |= {"global_step": last["global_step"], "seconds": last["seconds"]}
+        results |= {"global_step": self.step, "seconds": last["seconds"]}
         results["run_dir"] = self.dir
         print("final", *(f"{name}={value}" for name, value in results.items()), flush=True)
         return results | {"agent": self.agent, "actor": self.agent.actor}
@@ -932,23 +955,15 @@ def resume(path: str, **changes: Any) -> dict[str, Any]:
     return train(args, checkpoint)
 
 
-def without_values(words: list[str]) -> list[str]:
-    """A sweep's --autotune=true and --autotune=false as --autotune and --no-autotune."""
-    for i, word in enumerate(words):
-        name, _, value = word.partition("=")
-        if value in ("true", "True"):
-            words[i] = name
-        if value in ("false", "False"):
-            words[i] = name.replace("--", "--no-", 1)
-    return words
-
-
 def main(words: list[str]) -> None:
     """The command line."""
-    words = without_values(words)
+    # A sweep's --autotune=true and --autotune=false are --autotune and --no-autotune.
+    words = [re.sub(r"^--([\w-]+)=[Tt]rue$", r"--\1", word) for word in words]
+    words = [re.sub(r"^--([\w-]+)=[Ff]alse$", r"--no-\1", word) for word in words]
     sys.path.append(os.getcwd())  # has my_module.py, for --env-id my_module:Mine-v0
     try:
-        args, checkpoint = tyro.cli(Args, args=words), None
+        args = tyro.cli(Args, args=words)
+        checkpoint = None
         if args.resume:
             checkpoint = read_checkpoint(args.resume)
             saved = Args(**checkpoint["args"] | {"resume": args.resume})

@@ -1,6 +1,7 @@
 """NumPy float64 versions of what the scripts compute, and a record of what update() computes."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -87,6 +88,21 @@ def numbers(agent: nn.Module) -> dict[str, list[np.ndarray]]:
     return copies
 
 
+@contextlib.contextmanager
+def gradients_of(optimizer: Any) -> Iterator[list]:
+    """A list of what the optimizer's step gets: pairs of a parameter and its gradient."""
+    seen, step = [], type(optimizer).step
+
+    def watched(self, gradients):
+        if self is optimizer:
+            seen.extend(zip(self.params, gradients, strict=True))
+        step(self, gradients)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(optimizer), "step", watched)
+        yield seen
+
+
 def random_batch(module: ModuleType) -> Any:
     obs, next_obs = torch.randn(2, B, OBS).unbind()
     terminated = torch.tensor([0, 1, 0, 1, 0, 0, 1]).float()
@@ -114,12 +130,12 @@ def watch(
 
     def step(optimizer, loss, max_grad_norm):
         before, gradients = numbers(agent), {}
-        agent.zero_grad(set_to_none=True)
-        gradient_step(optimizer, loss, max_grad_norm)
-        for name, parameter in agent.named_parameters():
-            if parameter.grad is not None:
-                copy = parameter.grad.double().numpy().copy()
-                gradients.setdefault(name.split(".")[0], []).append(copy)
+        names = {parameter: name.split(".")[0] for name, parameter in agent.named_parameters()}
+        with gradients_of(optimizer) as pairs:
+            gradient_step(optimizer, loss, max_grad_norm)
+        for parameter, gradient in pairs:
+            copy = gradient.double().numpy().copy()
+            gradients.setdefault(names[parameter], []).append(copy)
         seen.steps.append(SimpleNamespace(before=before, loss=loss.item(), gradients=gradients))
 
     def note_target(loss):

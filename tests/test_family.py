@@ -36,13 +36,15 @@ DIFFERENT = {
     "FIXED": ([REPLAY, {PPO}], "there is no buffer in PPO, and other switches"),
     "check_args": ([REPLAY, {PPO}], "PPO's batch is not taken from a buffer"),
     "processor_settings": ([REPLAY, {PPO}], "PPO's products are too small to gain"),
-    "open_env": ([REPLAY - {HER} | {PPO}, {HER}], "HER's flattens goals"),
+    "make_env": ([REPLAY - {HER} | {PPO}, {HER}], "HER's flattens goals"),
+    "PROGRESS": ([REPLAY, {PPO}], "the unfinished episode is begun anew in PPO"),
     "Run": ([REPLAY, {PPO}], "one environment, put back exactly; several, begun anew"),
 }
 # Methods of Run that PPO has, too, but otherwise. The rest is the same to the letter.
 ITERATIONS = "an iteration of several environments is whole, instead of a step of one"
 PPO_METHODS = dict.fromkeys(
-    "__init__ on_signal __exit__ start load record mark_whole due log save".split(), ITERATIONS
+    "__init__ on_signal __exit__ start load record mark_whole due after_step save".split(),
+    ITERATIONS,
 ) | {
     "open_folder": "it prints the size of a rollout, instead of that of the replay",
 }

@@ -10,6 +10,7 @@ import math
 
 import gymnasium as gym
 import numpy as np
+import oracles
 import pytest
 import torch
 import tyro
@@ -51,9 +52,11 @@ def train(tmp_path, monkeypatch, **settings):
 
     def step(optimizer, loss, max_grad_norm):
         seen["weights"].append([p.detach().clone() for p in parts])
-        gradient_step(optimizer, loss, max_grad_norm)
+        with oracles.gradients_of(optimizer) as pairs:
+            gradient_step(optimizer, loss, max_grad_norm)
+        gradients = dict(pairs)
         seen["losses"].append(loss.item())
-        seen["gradients"].append([p.grad.clone() for p in parts])
+        seen["gradients"].append([gradients[p].clone() for p in parts])
 
     for name in ("surrogate", "value_loss", "gaussian_log_prob", "gae"):
         watch(name)

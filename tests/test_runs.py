@@ -311,10 +311,10 @@ def test_zero_is_off(go, module):
 @pytest.mark.parametrize(
     "env_id, culprit",
     [
-        ("worlds:Poisoned-observation-v0", "observation"),
-        ("worlds:Poisoned-reward-v0", "reward"),
-        ("Infinite-observation-v0", "observation"),
-        ("Infinite-reward-v0", "reward"),
+        ("worlds:Poisoned-observation-v0", "an observation"),
+        ("worlds:Poisoned-reward-v0", "a reward"),
+        ("Infinite-observation-v0", "an observation"),
+        ("Infinite-reward-v0", "a reward"),
     ],
 )
 def test_poison(env_id, culprit, script, failure, tmp_path):
@@ -322,9 +322,8 @@ def test_poison(env_id, culprit, script, failure, tmp_path):
 
     An environment that serves evaluation too has made ten steps by then.
     """
-    step = 20 if script in OFF_POLICY else 30
     message = failure(env_id=env_id, checkpoint_frequency=10)
-    assert f"step {step} of {env_id}: {culprit} is not finite" in message
+    assert f"{env_id}: {culprit} is not finite" in message
     saved = checkpoint({"run_dir": run_dir(tmp_path / "runs0")})
     assert saved["progress"]["step"] == (19 if script in OFF_POLICY else 20)
     for name, part in saved["parts"].items():
@@ -351,7 +350,7 @@ def test_poison_at_a_reset(resets, step, kept, failure, monkeypatch, tmp_path):
 
     monkeypatch.setattr(worlds.Corridor, "reset", reset)
     message = failure()
-    assert f"step {step} of worlds:Endless-v0: observation is not finite" in message
+    assert "worlds:Endless-v0: an observation is not finite" in message
     if kept is not None:
         assert checkpoint({"run_dir": run_dir(tmp_path / "runs0")})["progress"]["step"] == kept
 
@@ -361,10 +360,7 @@ def test_poison_in_an_evaluation(script, failure):
     """10 steps of evaluation before training are safe, and these; later ones are not."""
     steps = {"total_timesteps": 10 if script in OFF_POLICY else 20}
     message = failure(env_id="worlds:Poisoned-reward-v0", eval_episodes=4, **steps)
-    assert (
-        f"step {steps['total_timesteps']} of worlds:Poisoned-reward-v0: eval" in message
-        and "not finite" in message
-    )
+    assert "worlds:Poisoned-reward-v0: a reward is not finite" in message
 
 
 @pytest.mark.parametrize(
@@ -377,7 +373,7 @@ def test_poisoned_loss(name, step, failure, module, monkeypatch):
     original = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *args: original(*args) * np.nan)
     message = failure(log_frequency=1)
-    assert re.search(f"step {step} of worlds:Endless-v0: .*_loss is not finite", message)
+    assert re.search(f"step {step}: .*_loss is not finite", message)
 
 
 @each_kind
@@ -776,7 +772,7 @@ def held(run=None):
     counts["tensors"] = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
     if os.path.isdir("/dev/fd"):  # not on Windows
         counts["files"] = len(os.listdir("/dev/fd"))
-    state = vars(run) | run.progress if run else {}
+    state = vars(run) if run else {}
     lists = {name: len(x) for name, x in state.items() if isinstance(x, (list, dict))}
     lists.pop("rows", 0)  # of metrics.csv: they are kept, in case that it cannot be written
     return counts | lists
