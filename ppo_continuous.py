@@ -119,6 +119,8 @@ class Args:
     target_kl: Amount = 0.0
     """end the iteration where a minibatch's mean KL is above this (SB3: 1.5 times it); 0 = off"""
     # From here on: bookkeeping.
+    compile: bool = False
+    """turn the updates into machine code: faster, after up to a minute; needs a C++ compiler"""
     log_frequency: CountOrZero = 100
     """steps between two rows of metrics.csv; 0 = only with an evaluation"""
     eval_frequency: CountOrZero = 2_500
@@ -182,11 +184,28 @@ class Actor(nn.Module):
         """The deterministic action of evaluation, the mean: (N, O) -> (N, A)."""
         return self.net(self.normalise(obs)).clamp(-1, 1)
 
-    @torch.inference_mode()
-    def sample(self, obs: Tensor) -> Tensor:
-        """An action that may leave [-1, 1]; make_env clips it: (N, O) -> (N, A)."""
-        mean = self.net(self.normalise(obs))
-        return mean + self.log_std.exp() * torch.randn_like(mean)
+    @torch.no_grad()
+    def sampler(self) -> Callable[[np.ndarray], np.ndarray]:
+        """A function that draws actions, (N, O) -> (N, A), from the policy as it is now.
+
+        It computes in NumPy: of a few observations at a time, PyTorch's calls take longer than the
+        products. An action may leave [-1, 1]; the environment gets it clipped.
+        """
+        now = copy.deepcopy(self).cpu()
+        layers = [(layer.weight.T.numpy(), layer.bias.numpy()) for layer in now.net[::2]]
+        seen_mean, seen_std = now.moments.mean.numpy(), (now.moments.var + 1e-8).sqrt().numpy()
+        std = now.log_std.exp().numpy()
+
+        def sample(obs: np.ndarray) -> np.ndarray:
+            x = obs
+            if self.norm_obs:
+                x = np.clip((obs - seen_mean) / seen_std, -10, 10)
+            for weight, bias in layers[:-1]:
+                x = np.tanh(x @ weight + bias)
+            weight, bias = layers[-1]
+            return x @ weight + bias + std * torch.randn(len(x), len(std)).numpy()
+
+        return sample
 
 
 # === 4. Rollout storage ===========================================================================
@@ -306,8 +325,8 @@ class Adam(nn.Module):
     def __init__(self, params: Iterable[nn.Parameter], lr: float, eps: float = 1e-8):
         super().__init__()
         self.params = list(params)
-        self.lr = lr
         self.eps = eps
+        self.register_buffer("lr", torch.tensor(lr), persistent=False)
         self.register_buffer("t", torch.zeros(()))  # steps
         for i, p in enumerate(self.params):
             self.register_buffer(f"m{i}", torch.zeros_like(p))  # running mean of the gradient
@@ -317,12 +336,12 @@ class Adam(nn.Module):
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Algorithm 1 of the paper, with its beta_1 = 0.9 and beta_2 = 0.999."""
         self.t += 1
+        rate = self.lr / (1 - 0.9**self.t)  # m_hat = m / (1 - beta_1^t): it began with zero
+        scale = 1 - 0.999**self.t  # v_hat = v / (1 - beta_2^t)
         for i, (p, g) in enumerate(zip(self.params, gradients, strict=True)):
             m = getattr(self, f"m{i}").lerp_(g, 0.1)  # m <- 0.9 m + 0.1 g
             v = getattr(self, f"v{i}").mul_(0.999).addcmul_(g, g, value=0.001)
-            m_hat = m / (1 - 0.9**self.t)  # without the zero from which it began
-            v_hat = v / (1 - 0.999**self.t)
-            p.addcdiv_(m_hat, v_hat.sqrt() + self.eps, value=-self.lr)
+            p.addcdiv_(rate * m, (v / scale).sqrt() + self.eps, value=-1)
 
 
 def gradient_step(optimizer: Adam, loss: Tensor, max_grad_norm: float) -> None:
@@ -356,9 +375,9 @@ class Agent(nn.Module):
 
 def collect(agent: Agent, envs: Any, obs: np.ndarray, args: Args, run: Any) -> tuple:
     """Line 1: a Rollout, and the observations (N, O) with which the next one begins."""
-    steps = []
+    steps, sample = [], agent.actor.sampler()
     for _ in range(args.num_steps):
-        action = agent.actor.sample(torch.as_tensor(obs, device=args.device)).cpu().numpy()
+        action = sample(obs)
         next_obs, reward, terminated, truncated, info = envs.step(action)
         ended = terminated | truncated
         last_obs = next_obs.copy()
@@ -411,7 +430,18 @@ def losses(agent: Agent, steps: Steps, args: Args, with_kl: bool) -> tuple[Tenso
     return -gain, v_loss, ratio, kl
 
 
-def update(agent: Agent, rollout: Rollout, args: Args) -> dict[str, Tensor]:
+def minibatch_step(agent: Agent, steps: Steps, args: Args) -> None:
+    """A gradient step on the loss of a minibatch [2017, eq. 9]."""
+    with_kl = args.surrogate == "kl-penalty"
+    pi_loss, v_loss, _, _ = losses(agent, steps, args, with_kl)
+    entropy = gaussian_entropy(agent.actor.log_std)
+    loss = pi_loss + args.vf_coef * v_loss - args.ent_coef * entropy
+    gradient_step(agent.optimizer, loss, args.max_grad_norm)
+
+
+def update(
+    agent: Agent, rollout: Rollout, args: Args, step: Callable = minibatch_step
+) -> dict[str, Tensor]:
     """Lines 2 and 3 of the algorithm, once. Returns what metrics.csv shows, of the whole batch."""
     actor = agent.actor
     first = actor.moments.count == 0
@@ -423,14 +453,14 @@ def update(agent: Agent, rollout: Rollout, args: Args) -> dict[str, Tensor]:
         steps = look_back(agent, rollout, args)
 
     # 3  Learn.
-    needs_kl = args.target_kl > 0 or args.surrogate == "kl-penalty"
     for rows in minibatches(len(steps.state), args.num_minibatches, args.update_epochs):
         minibatch = Steps(*(x[rows] for x in steps))
-        pi_loss, v_loss, _, kl = losses(agent, minibatch, args, needs_kl)
-        if args.target_kl > 0 and kl > args.target_kl:
-            break  # before the step on a minibatch that has moved too far; ends all epochs
-        loss = pi_loss + args.vf_coef * v_loss - args.ent_coef * gaussian_entropy(actor.log_std)
-        gradient_step(agent.optimizer, loss, args.max_grad_norm)
+        if args.target_kl > 0:
+            with torch.no_grad():
+                _, _, _, kl = losses(agent, minibatch, args, with_kl=True)
+            if kl > args.target_kl:
+                break  # before a step on a minibatch that has moved too far; ends all epochs
+        step(agent, minibatch, args)
 
     # What became of the policy, on all steps.
     with torch.no_grad():
@@ -462,13 +492,14 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> dict[str, Any
         envs = make_envs(args, run.env_options)
         obs_dim = envs.single_observation_space.shape[0]
         agent = Agent(obs_dim, envs.single_action_space.shape[0], args)
+        step = compiled(minibatch_step, args.device) if args.compile else minibatch_step
         obs = run.start(envs, agent)
         iterations = math.ceil(args.total_timesteps / size)
         for iteration in trange(run.step // size, iterations, disable=None):
             remaining = 1 - args.anneal_lr * iteration / iterations
-            agent.optimizer.lr = remaining * args.learning_rate
+            agent.optimizer.lr.fill_(remaining * args.learning_rate)
             rollout, obs = collect(agent, envs, obs, args, run)
-            run.metrics = update(agent, rollout, args)
+            run.metrics = update(agent, rollout, args, step)
             run.after_step()
         return run.finish()
 
@@ -492,6 +523,7 @@ from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import tyro
+from torch.utils._pytree import tree_map
 
 SCRIPT = Path(__file__).stem if "__file__" in globals() else "notebook"
 EVAL_SEED = 1_000_000  # of the first episode of an evaluation; the next has one more
@@ -543,6 +575,27 @@ def processor_settings(num_threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def compiled(update: Callable, device: str) -> Callable:
+    """The same function as one graph of machine code, made at its first calls. Raises RunError."""
+    from torch._dynamo import config
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        raise RunError("--compile needs a C++ compiler, such as g++ or clang++") from error
+    config.trace_autograd_ops = True  # gradients are formed within the graph
+    options = {"fallback_random": True}  # noise stays that of PyTorch's generator
+    options["triton.cudagraphs" if device == "cuda" else "cpp_wrapper"] = True
+    graph = torch.compile(update, fullgraph=True, options=options)
+
+    def replay(*inputs: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return tree_map(torch.clone, graph(*inputs))  # the next replay writes over its own
+
+    return replay if device == "cuda" else graph
 
 
 def make_env(env_id: str, /, **options: Any) -> gym.Env:

@@ -40,7 +40,7 @@ import copy
 import dataclasses
 import math
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 if __name__ == "__main__" and "__file__" in globals():  # a script, not a notebook
@@ -114,6 +114,8 @@ class Args:
     per_beta: Share = 0.4
     """power of the importance weights at the first step [2016b]; it grows linearly to 1"""
     # From here on: bookkeeping.
+    compile: bool = False
+    """turn the updates into machine code: faster, after up to a minute; needs a C++ compiler"""
     log_frequency: CountOrZero = 100
     """steps between two rows of metrics.csv; 0 = only with an evaluation"""
     eval_frequency: CountOrZero = 2_500
@@ -366,8 +368,8 @@ class Adam(nn.Module):
     def __init__(self, params: Iterable[nn.Parameter], lr: float, eps: float = 1e-8):
         super().__init__()
         self.params = list(params)
-        self.lr = lr
         self.eps = eps
+        self.register_buffer("lr", torch.tensor(lr), persistent=False)
         self.register_buffer("t", torch.zeros(()))  # steps
         for i, p in enumerate(self.params):
             self.register_buffer(f"m{i}", torch.zeros_like(p))  # running mean of the gradient
@@ -377,12 +379,12 @@ class Adam(nn.Module):
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Algorithm 1 of the paper, with its beta_1 = 0.9 and beta_2 = 0.999."""
         self.t += 1
+        rate = self.lr / (1 - 0.9**self.t)  # m_hat = m / (1 - beta_1^t): it began with zero
+        scale = 1 - 0.999**self.t  # v_hat = v / (1 - beta_2^t)
         for i, (p, g) in enumerate(zip(self.params, gradients, strict=True)):
             m = getattr(self, f"m{i}").lerp_(g, 0.1)  # m <- 0.9 m + 0.1 g
             v = getattr(self, f"v{i}").mul_(0.999).addcmul_(g, g, value=0.001)
-            m_hat = m / (1 - 0.9**self.t)  # without the zero from which it began
-            v_hat = v / (1 - 0.999**self.t)
-            p.addcdiv_(m_hat, v_hat.sqrt() + self.eps, value=-self.lr)
+            p.addcdiv_(rate * m, (v / scale).sqrt() + self.eps, value=-1)
 
 
 def gradient_step(optimizer: Adam, loss: Tensor, max_grad_norm: float) -> None:
@@ -478,6 +480,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> dict[str, Any
         capacity = min(args.buffer_size, args.total_timesteps)
         replay = PrioritizedReplayBuffer(capacity, obs_dim, action_dim, args.device)
         run.judge = lambda episodes: {"q_bias": q_bias(agent.q1, agent.actor, episodes, args.gamma)}
+        learn = compiled(update, args.device) if args.compile else update
         obs = run.start(env, agent, replay)
         for step in trange(run.step + 1, args.total_timesteps + 1, disable=None):
             # 1  Act at random while warming up, then by the policy with noise; observe and store.
@@ -503,7 +506,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> dict[str, Any
                 batch, rows, probability = replay.sample(args.batch_size)
                 beta = linear_schedule(args.per_beta, 1.0, fraction)
                 weight = importance_weight(probability, len(replay), beta)
-                metrics, td_errors = update(agent, batch, weight, args, number)
+                metrics, td_errors = learn(agent, batch, weight, args, number)
                 replay.update_priorities(rows, priority(td_errors, args.per_alpha))
                 run.metrics |= metrics
             run.after_step()
@@ -528,6 +531,7 @@ from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import tyro
+from torch.utils._pytree import tree_map
 
 SCRIPT = Path(__file__).stem if "__file__" in globals() else "notebook"
 EVAL_SEED = 1_000_000  # of the first episode of an evaluation; the next has one more
@@ -597,6 +601,27 @@ def processor_settings(num_threads: int) -> Iterator[None]:
         torch.set_num_threads(threads)
         if products:
             products.fp32_precision = old
+
+
+def compiled(update: Callable, device: str) -> Callable:
+    """The same function as one graph of machine code, made at its first calls. Raises RunError."""
+    from torch._dynamo import config
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        raise RunError("--compile needs a C++ compiler, such as g++ or clang++") from error
+    config.trace_autograd_ops = True  # gradients are formed within the graph
+    options = {"fallback_random": True}  # noise stays that of PyTorch's generator
+    options["triton.cudagraphs" if device == "cuda" else "cpp_wrapper"] = True
+    graph = torch.compile(update, fullgraph=True, options=options)
+
+    def replay(*inputs: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return tree_map(torch.clone, graph(*inputs))  # the next replay writes over its own
+
+    return replay if device == "cuda" else graph
 
 
 def make_env(env_id: str, /, **options: Any) -> gym.Env:

@@ -25,9 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "stable-baselines3", "sbx-rl", "jax")
 
-Library = Literal["ours", "sb3", "sbx"]
-MODULES = {"ours": "torch", "sb3": "stable_baselines3", "sbx": "sbx"}
-TITLES = {"ours": "Marginalia", "sb3": "Stable-Baselines3", "sbx": "SBX"}
+Library = Literal["ours", "compiled", "sb3", "sbx"]
+MODULES = {"ours": "torch", "compiled": "torch", "sb3": "stable_baselines3", "sbx": "sbx"}
+TITLES = {"ours": "Marginalia", "compiled": "Marginalia with --compile"}
+TITLES |= {"sb3": "Stable-Baselines3", "sbx": "SBX"}
+OURS = ("ours", "compiled")
 
 
 class Term(NamedTuple):
@@ -150,7 +152,9 @@ def equal_command(
     terms = row.terms
     if row.rollout == 1:
         terms += (Term("learning_starts", "learning_starts", learning_starts),)
-    if library == "ours":
+    if library in OURS:
+        if library == "compiled":
+            watch["compile"] = True
         place = {"env_id": env_id, "total_timesteps": steps, "seed": seed, "num_threads": threads}
         flags = {flag: term.value for term in terms for flag in term.ours.split()}
         return our_command(algorithm, **place, **flags, **watch)
@@ -171,7 +175,7 @@ def contestants(algorithm: str, libraries: tuple[str, ...]) -> list[str]:
     """Those of the libraries that have the algorithm and are installed; the others are named."""
     there = []
     for name in libraries:
-        if name != "ours" and not ALGORITHMS[algorithm].peer:
+        if name not in OURS and not ALGORITHMS[algorithm].peer:
             print(f"{TITLES[name]} has no {algorithm} and is left out")
         elif not importlib.util.find_spec(MODULES[name]):
             print(f"{TITLES[name]} is not installed and left out")

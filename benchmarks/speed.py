@@ -32,7 +32,7 @@ import tyro
 Rows = list[dict[str, Any]]
 Part = Literal["throughput", "memory", "startup", "solved", "floor", "profile"]
 PARTS: tuple[Part, ...] = ("throughput", "memory", "startup", "solved", "floor", "profile")
-LIBRARIES: tuple[common.Library, ...] = ("ours", "sb3", "sbx")
+LIBRARIES: tuple[common.Library, ...] = ("ours", "compiled", "sb3", "sbx")
 Name = Literal["all", "ddpg", "td3", "td3_per", "sac_v1", "sac", "ppo"]
 
 
@@ -135,7 +135,7 @@ def training_command(args: Args, who: Contestant) -> list[str]:
     terms = {"env_id": args.env_id, "steps": last + 1, "seed": 1, "threads": args.threads}
     terms |= {"learning_starts": args.learning_starts}
     watch = {"marks": [first, last]}
-    if who.name == "ours":
+    if who.name in common.OURS:
         watch = {"eval_episodes": 0, "checkpoint_frequency": 0}
     return common.equal_command(who.name, who.algorithm, **terms, **watch)
 
@@ -357,7 +357,9 @@ def measure(args: Args, field: dict[str, list[str]], rows: Rows) -> None:
     everybody = [Contestant(name, library) for name, there in field.items() for library in there]
 
     def turns(part: Callable[[Args, Contestant], Once], rounds: int) -> Rows:
-        return race({who: part(args, who) for who in everybody}, rounds)
+        compiles = part is training  # a short run does not live to see it
+        field = [who for who in everybody if compiles or who.name != "compiled"]
+        return race({who: part(args, who) for who in field}, rounds)
 
     if {"throughput", "memory"} & set(args.parts):
         with common.one_core(args.threads == 1):
@@ -383,10 +385,15 @@ def describe(args: Args, algorithm: str, there: list[str], rows: Rows, report: A
 
     def section(title: str, metrics: list[str], command: Callable, about: str) -> None:
         if metrics[0] in measured:
-            commands = (command(args, Contestant(algorithm, name)) for name in titles)
-            named = zip(titles.values(), commands, strict=True)
-            listed = "\n".join(f"- {name}: `{common.shown(words)}`" for name, words in named)
-            tables = [summary(rows, metric, titles) for metric in metrics]
+            took_part = {row["contestant"] for row in rows if row["metric"] == metrics[0]}
+            named = {name: title for name, title in titles.items() if name in took_part}
+            commands = (command(args, Contestant(algorithm, name)) for name in named)
+            pairs = zip(named.values(), map(common.shown, commands), strict=True)
+            listed = "\n".join(f"- {name}: `{words}`" for name, words in pairs)
+            tables = [summary(rows, metric, named) for metric in metrics]
+            if "compiled" in named:  # first, so that the ratios are its own
+                first = {"compiled": named["compiled"]}
+                tables.append(summary(rows, metrics[0], first | named))
             report.section(title, about, *tables, listed, level=4)
 
     first, last = clocked(args, algorithm)
