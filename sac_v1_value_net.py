@@ -279,8 +279,8 @@ class Adam(nn.Module):
         super().__init__()
         self.params = list(params)
         self.eps = eps
-        self.register_buffer("lr", torch.tensor(lr), persistent=False)
-        self.register_buffer("t", torch.zeros(()))  # steps
+        self.register_buffer("lr", self.params[0].new_tensor(lr), persistent=False)
+        self.register_buffer("t", self.params[0].new_zeros(()))  # steps
         for i, p in enumerate(self.params):
             self.register_buffer(f"m{i}", torch.zeros_like(p))  # running mean of the gradient
             self.register_buffer(f"v{i}", torch.zeros_like(p))  # and of its square
