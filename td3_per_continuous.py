@@ -619,7 +619,8 @@ def compiled(update: Callable, device: str) -> Callable:
 
     def replay(*inputs: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()
-        return tree_map(torch.clone, graph(*inputs))  # the next replay writes over its own
+        # Copies, since the next replay writes over what this one returns.
+        return tree_map(torch.clone, graph(*inputs))
 
     return replay if device == "cuda" else graph
 
