@@ -280,7 +280,7 @@ def gradient_step(optimizer: Adam, loss: Tensor, max_grad_norm: float) -> None:
     # Of its parameters only: the actor's loss leaves the critics alone.
     gradients = torch.autograd.grad(loss, optimizer.params)
     if max_grad_norm > 0:
-        norm = nn.utils.get_total_norm(gradients)
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         factor = (max_grad_norm / (norm + 1e-6)).clamp(max=1)
         gradients = [gradient * factor for gradient in gradients]
     optimizer.step(gradients)

@@ -16,6 +16,7 @@ import ppo_continuous as ppo
 HER = "sac_her_continuous"
 CASES = [
     ("sac_continuous", {}),
+    ("sac_continuous", {"max_grad_norm": 0.1}),
     ("sac_continuous", {"autotune": False, "max_grad_norm": 0.1}),
     ("sac_v1_value_net", {"policy_reg": 1e-3}),
     ("td3_continuous", {"max_grad_norm": 0.1}),
