@@ -434,12 +434,6 @@ def check_args(args: Args) -> Args:
             raise RunError(f"--{name} must be one of {get_args(kind)}, not {value!r}")
     if args.batch_size > args.buffer_size:
         raise RunError(f"--batch-size {args.batch_size} exceeds --buffer-size {args.buffer_size}")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        raise RunError("--track needs: pip install wandb")
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise RunError(f"--device {args.device} cannot be used: {error!r:.200}") from error
     return args
 
 
@@ -630,6 +624,12 @@ class Run:
         self.checkpoint = checkpoint
         if self.args.resume and checkpoint is None:
             self.checkpoint = read_checkpoint(self.args.resume)
+        if args.track and importlib.util.find_spec("wandb") is None:
+            raise RunError("--track needs: pip install wandb")
+        try:
+            torch.empty(0, device=args.device)
+        except (RuntimeError, AssertionError) as error:
+            raise RunError(f"--device {args.device} cannot be used: {error!r:.200}") from error
         try:
             self.env_options = dict(json.loads(args.env_kwargs))
         except (ValueError, TypeError) as error:
