@@ -273,13 +273,15 @@ class Adam(nn.Module):
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """Algorithm 1 of the paper, with its beta_1 = 0.9 and beta_2 = 0.999."""
+        """p <- p - lr m_hat / (sqrt(v_hat) + eps), beta_1 = 0.9, beta_2 = 0.999  [Algorithm 1]"""
         self.t += 1
         rate = self.lr / (1 - 0.9**self.t)  # m_hat = m / (1 - beta_1^t): it began with zero
         scale = 1 - 0.999**self.t  # v_hat = v / (1 - beta_2^t)
         for i, (p, g) in enumerate(zip(self.params, gradients, strict=True)):
-            m = getattr(self, f"m{i}").lerp_(g, 0.1)  # m <- 0.9 m + 0.1 g
-            v = getattr(self, f"v{i}").mul_(0.999).addcmul_(g, g, value=0.001)
+            m = getattr(self, f"m{i}")
+            v = getattr(self, f"v{i}")
+            m.lerp_(g, 0.1)  # m <- 0.9 m + 0.1 g
+            v.mul_(0.999).addcmul_(g, g, value=0.001)  # v <- 0.999 v + 0.001 g^2
             p.addcdiv_(rate * m, (v / scale).sqrt() + self.eps, value=-1)
 
 
