@@ -583,6 +583,8 @@ def compiled(update: Callable, device: str) -> Callable:
     except Exception as error:
         raise RunError("--compile needs a C++ compiler, such as g++ or clang++") from error
     config.trace_autograd_ops = True  # gradients are formed within the graph
+    # This pass of PyTorch 2.13 would drop in-place steps of single numbers in float64.
+    os.environ["TENSORIFY_PYTHON_SCALARS"] = "0"
     options = {"fallback_random": True}  # noise stays that of PyTorch's generator
     options["triton.cudagraphs" if device == "cuda" else "cpp_wrapper"] = True
     graph = torch.compile(update, fullgraph=True, options=options)
