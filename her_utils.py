@@ -293,7 +293,7 @@ class PointReach(gym.Env):
         self.point, self.goal = self.np_random.uniform(-1, 1, (2, 3)).astype(np.float32)
         return self.observe(), {}
 
-    def compute_reward(self, achieved: np.ndarray, desired: np.ndarray, info: Any) -> np.ndarray:
+    def compute_reward(self, achieved: np.ndarray, desired: np.ndarray, info: Any) -> Any:
         """(..., 3), (..., 3) -> (...,)"""
         return -np.float32(np.linalg.norm(achieved - desired, axis=-1) > self.RADIUS)
 

@@ -943,9 +943,9 @@ class Run:
         if args.track:
             import wandb
 
-            options = {"id": self.dir.name, "dir": self.dir, "config": about}
             try:
-                self.tracker = wandb.init(**options, resume="allow")
+                name = self.dir.name
+                self.tracker = wandb.init(id=name, dir=self.dir, config=about, resume="allow")
             except Exception as error:
                 raise RunError(f"--track: {error!r:.300}") from error
         print(f"{self.dir}: rollouts of {self.size:,} steps", flush=True)

@@ -479,29 +479,13 @@ def check_args(args: Args) -> Args:
 
 @contextlib.contextmanager
 def processor_settings(num_threads: int) -> Iterator[None]:
-    """Give PyTorch so many CPU threads and its fastest products; afterwards all is as before.
-
-    AMD's processors with AVX512_BF16 multiply faster by oneDNN than by MKL where there is one
-    thread. PyTorch takes oneDNN if "bf16" is allowed; without AMX, that computes in float32 all
-    the same. Here this is measured, and the permission is taken back where it does not hold.
-    """
+    """Give PyTorch so many CPU threads; afterwards as before."""
     threads = torch.get_num_threads()
-    products = getattr(torch.backends.mkldnn, "matmul", None)  # from PyTorch 2.9 on
-    old = getattr(products, "fp32_precision", None)
-    has = torch.cpu.get_capabilities() if products else {}
     torch.set_num_threads(num_threads)
     try:
-        if num_threads == 1 and has.get("avx512_bf16") and not has.get("amx_bf16"):
-            products.fp32_precision = "bf16"
-            x = torch.linspace(-1, 1, 256 * 256).view(256, 256)
-            error = (x @ x).double() - x.double() @ x.double()
-            if error.abs().max() > 1e-4:
-                products.fp32_precision = old
         yield
     finally:
         torch.set_num_threads(threads)
-        if products:
-            products.fp32_precision = old
 
 
 def compiled(update: Callable, device: str) -> Callable:
@@ -847,9 +831,9 @@ class Run:
         if args.track:
             import wandb
 
-            options = {"id": self.dir.name, "dir": self.dir, "config": about}
             try:
-                self.tracker = wandb.init(**options, resume="allow")
+                name = self.dir.name
+                self.tracker = wandb.init(id=name, dir=self.dir, config=about, resume="allow")
             except Exception as error:
                 raise RunError(f"--track: {error!r:.300}") from error
         print(f"{self.dir}: replay takes up to {self.replay.table.nbytes:,} B", flush=True)

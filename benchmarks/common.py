@@ -198,7 +198,11 @@ def run(command: list[str], enough: Callable[[str], bool] = lambda line: False) 
     """Run a command in an empty folder, reading along; end it at the first line that is enough."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         lines, ended = [], False
-        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        pipe: dict[str, Any] = {
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "text": True,
+        }
         start = time.perf_counter()
         process = subprocess.Popen(command, cwd=folder, errors="replace", **pipe)
         try:

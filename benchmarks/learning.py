@@ -11,6 +11,7 @@ both files in --also runs nothing and writes the table of all.
 import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 import common
 import tyro
@@ -124,9 +125,9 @@ def compare(
     here = common.contestants(algorithm, only)
     title = f"{algorithm} on {env_id}" + (", beside its peers" if row.peer else "; no peer has it")
     report = common.Report(title, str(threads))
-    terms = {"env_id": env_id, "steps": steps, "threads": threads}
+    terms: dict[str, Any] = {"env_id": env_id, "steps": steps, "threads": threads}
     terms |= {"learning_starts": learning_starts}
-    watch = {"eval_frequency": eval_every, "eval_episodes": eval_episodes}
+    watch: dict[str, Any] = {"eval_frequency": eval_every, "eval_episodes": eval_episodes}
     commands = {
         (library, seed): common.equal_command(library, algorithm, seed=seed, **terms, **watch)
         for seed in range(1, seeds + 1)

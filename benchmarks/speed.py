@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -102,7 +102,7 @@ def spread(values: list[float]) -> list[str]:
     return [short(statistics.median(values)), low if low == high else f"{low} to {high}"]
 
 
-def summary(rows: Rows, metric: str, titles: dict[str, str]) -> str:
+def summary(rows: Rows, metric: str, titles: Mapping[Any, str]) -> str:
     """A table of one metric; the ratio of the first contestant to each is formed within rounds."""
     values = {name: {} for name in titles}
     for row in rows:
@@ -132,9 +132,14 @@ def clocked(args: Args, algorithm: str) -> tuple[int, int]:
 def training_command(args: Args, who: Contestant) -> list[str]:
     first, last = clocked(args, who.algorithm)
     # Our script saves at its last step, which is therefore after the clock's.
-    terms = {"env_id": args.env_id, "steps": last + 1, "seed": 1, "threads": args.threads}
+    terms: dict[str, Any] = {
+        "env_id": args.env_id,
+        "steps": last + 1,
+        "seed": 1,
+        "threads": args.threads,
+    }
     terms |= {"learning_starts": args.learning_starts}
-    watch = {"marks": [first, last]}
+    watch: dict[str, Any] = {"marks": [first, last]}
     if who.name in common.OURS:
         watch = {"eval_episodes": 0, "checkpoint_frequency": 0}
     return common.equal_command(who.name, who.algorithm, **terms, **watch)
@@ -231,8 +236,13 @@ def load(args: Args, algorithm: str, steps: int, folder: str = "runs") -> tuple[
     """The script as a module, and the settings of its race."""
     sys.path.append(str(common.ROOT))
     script = importlib.import_module(common.ALGORITHMS[algorithm].script.removesuffix(".py"))
-    terms = {"env_id": args.env_id, "steps": steps, "seed": 1, "threads": args.threads}
-    watch = {"runs_dir": folder, "eval_episodes": 0, "checkpoint_frequency": 0}
+    terms: dict[str, Any] = {
+        "env_id": args.env_id,
+        "steps": steps,
+        "seed": 1,
+        "threads": args.threads,
+    }
+    watch: dict[str, Any] = {"runs_dir": folder, "eval_episodes": 0, "checkpoint_frequency": 0}
     command = common.equal_command("ours", algorithm, **terms, learning_starts=0, **watch)
     return script, tyro.cli(script.Args, args=command[2:])
 
@@ -328,7 +338,7 @@ def profile(args: Args, algorithm: str) -> Rows:
         results = profiler.runcall(script.train, settings)
     loop = {(script.__file__, name) for name in ("train", "collect")}  # PPO acts in collect()
     seconds = Counter()
-    for (file, line, name), (*_, own, _, callers) in pstats.Stats(profiler).stats.items():
+    for (file, line, name), (*_, own, _, callers) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
         if (file, name) in loop:
             seconds["the loop itself"] += own
         for (parent_file, _, parent), (_, calls, _, total) in callers.items():

@@ -9,15 +9,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 import tyro
 
 TESTS = Path(__file__).parent
 # The tests that take a script's name run for each of these. The bookkeeping of the off-policy ones
-# is the same to the letter, which test_family.py holds; PPO's is its own.
+# is the same to the letter, which tests/house/test_family.py holds; PPO's is its own.
 OFF_POLICY = ["sac_continuous", "sac_v1_value_net", "td3_continuous", "ddpg_continuous"]
 OFF_POLICY += ["td3_per_continuous"]
 SCRIPTS = [*OFF_POLICY, "ppo_continuous"]
@@ -36,7 +38,7 @@ def source(script: str) -> str:
 
 def run(script: str, *flags: Any, **kwargs: Any) -> subprocess.CompletedProcess:
     """The script in a process of its own, which also finds worlds.py; its output as text."""
-    options = {"env": os.environ | {"PYTHONPATH": str(TESTS)}, "timeout": 300}
+    options: dict[str, Any] = {"env": os.environ | {"PYTHONPATH": str(TESTS)}, "timeout": 300}
     options |= {"capture_output": True, "text": True}
     return subprocess.run([sys.executable, source(script), *map(str, flags)], **options | kwargs)
 
@@ -91,3 +93,68 @@ def same(a: Any, b: Any, where: str = "") -> None:
         assert a.dtype == b.dtype and torch.equal(a, b), f"{where}: {a} is not {b}"
     else:
         assert type(a) is type(b) and a == b, f"{where}: {a!r} is not {b!r}"
+
+
+# === Tiny runs ====================================================================================
+# A run of a tenth of a second.
+TINY = {"env_id": "worlds:Endless-v0", "total_timesteps": 60, "hidden_dim": 8, "num_threads": 1}
+TINY |= {"log_frequency": 10, "eval_frequency": 0, "eval_episodes": 1}
+TINY = dict.fromkeys(
+    [*OFF_POLICY, "sac_her_continuous"], TINY | {"batch_size": 8, "learning_starts": 20}
+) | {"ppo_continuous": TINY | {"num_steps": 10, "num_minibatches": 2, "update_epochs": 1}}
+# Long enough for a second episode, whose start is a draw of the environment.
+PENDULUM = {"env_id": "Pendulum-v1", "total_timesteps": 240}
+PENDULUM = dict.fromkeys(OFF_POLICY, PENDULUM | {"learning_starts": 180}) | {
+    "ppo_continuous": PENDULUM | {"num_steps": 60}
+}
+
+
+def scripts(*names: str) -> pytest.MarkDecorator:
+    """The test runs for these scripts, through the fixture `script`."""
+    return pytest.mark.parametrize("script", names, indirect=True)
+
+
+off_policy = scripts(*OFF_POLICY)
+one = scripts("sac_continuous")
+each_kind = scripts("sac_continuous", "ppo_continuous")  # where only the bookkeeping is at stake
+
+# The columns of metrics.csv that every script has.
+FIRST = ["global_step", "seconds", "sps", "episodes", "episodic_return", "episodic_length"]
+LAST = ["eval_return_mean", "eval_return_std", "eval_episodes"]
+
+
+def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The header of metrics.csv, and its rows as they are."""
+    with open(results["run_dir"] / "metrics.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    return header, rows
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    return torch.load(Path(folder) / "checkpoint.pt", weights_only=True)
+
+
+def same_training(a: dict[str, Any], b: dict[str, Any]) -> None:
+    """Two runs came to the same weights, optimizers, replay and random states."""
+    states = [read_checkpoint(results["run_dir"]) for results in (a, b)]
+    first, second = states
+    same(first["parts"], second["parts"])
+    for name in ("generators", "step", "episodes", "episode_seed", "episode_return", "first_obs"):
+        same(first["progress"].get(name), second["progress"].get(name), name)
+
+
+def after_each_step(module: ModuleType, patch: Any, action: Callable) -> None:
+    """Call action(run) whenever the run's own work after a step is done."""
+    original = module.Run.after_step
+
+    def after_step(run: Any) -> None:
+        original(run)
+        action(run)
+
+    patch.setattr(module.Run, "after_step", after_step)
+
+
+def one_line(message: str) -> str:
+    """A message that a user can read."""
+    assert isinstance(message, str) and "\n" not in message and len(message) < 800
+    return message

@@ -8,7 +8,6 @@ import copy
 import errno
 import functools
 import importlib
-import itertools
 import multiprocessing
 import os
 import pickle
@@ -29,65 +28,46 @@ import pytest
 import torch
 import worlds
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
-from helpers import OFF_POLICY, QUICK, child, main, metrics, run, run_dir, same, train
+from helpers import (
+    OFF_POLICY,
+    QUICK,
+    main,
+    metrics,
+    read_checkpoint,
+    run,
+    run_dir,
+    same,
+    train,
+)
+from processes import (
+    FORKS,
+    PPO,
+    at_call,
+    begin,
+    contents,
+    die,
+    half,
+    posix,
+    refusal,
+    refused,
+    same_run,
+    wait,
+)
 
 # The bookkeeping of the off-policy scripts is one text: what it does is shown on one of them, and
 # that its parts and draws are all that there are, on each. PPO's is its own: it goes on from an
 # iteration's end with new episodes, so that only what does not depend on these can be compared.
 ONE = ["sac_continuous"]
-PPO = "ppo_continuous"
 BOTH = [*ONE, PPO]
 
 one = pytest.mark.parametrize("script", ONE)
 both = pytest.mark.parametrize("script", BOTH)
 each = pytest.mark.parametrize("script", OFF_POLICY)
-posix = pytest.mark.skipif(os.name != "posix", reason="Windows cannot catch a signal from outside")
-
-# Forked from a server that has loaded PyTorch, a process begins at once. On macOS the system's
-# libraries do not survive a fork, and Windows has none: a process costs seconds there.
-FORKS = sys.platform == "linux"
-PROCESSES = multiprocessing.get_context("forkserver" if FORKS else "spawn")
-if FORKS:
-    PROCESSES.set_forkserver_preload(["torch._dynamo", "gymnasium", "tyro", "tqdm", "pytest"])
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
 
 
-class Changing(worlds.Corridor):
-    """What it does changes between two runs, for a reason that no seed can put back."""
-
-    now = ""  # what has changed
-
-    def observe(self) -> np.ndarray:
-        changed = self.now == "start" and self.time == 0
-        changed |= self.now == "observation" and self.time == 3
-        return super().observe() + self.dtype.type(changed)
-
-    def step(self, action: np.ndarray) -> tuple:
-        obs, reward, terminated, truncated, info = super().step(action)
-        late = self.time == 3
-        terminated |= late and self.now == "terminated"
-        truncated |= late and self.now == "truncated"
-        return obs, reward + (late and self.now == "reward"), terminated, truncated, info
-
-
-worlds.register("Changing", Changing, 40)
-CHANGING = "--env-id=test_checkpoints:Changing-v0"
-
-
-def begin(script: str, log: Path, *flags: Any, before: Callable = bool) -> Any:
-    log.touch()
-    process = PROCESSES.Process(target=child, args=(script, log, flags, before), daemon=True)
-    process.start()
-    return process
-
-
-def wait(process: Any, log: Path, condition: Callable[[], Any]) -> None:
-    """Wait, however slow the machine is, until the condition holds or the process has ended."""
-    end = time.monotonic() + 120
-    while process.is_alive() and not condition():
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.005)
+CHANGING = "--env-id=worlds:Changing-v0"
 
 
 def wait_for_rows(process: Any, log: Path, folder: Path, number: int) -> None:
@@ -99,65 +79,6 @@ def wait_for_rows(process: Any, log: Path, folder: Path, number: int) -> None:
     wait(process, log, lambda: "replay takes" in log.read_text())
     number += count()
     wait(process, log, lambda: count() >= number)
-
-
-def at_call(
-    patch: Any, owner: Any, name: str, number: int, happen: Callable, always: bool = False
-) -> Any:
-    """Let something happen at the number-th call of owner.name, before it; return the counter.
-
-    With `always`, at every later call too. Of files that are renamed, only *.pt count.
-    """
-    real, calls = getattr(owner, name), itertools.count(1)
-
-    def hooked(*args: Any, **kwargs: Any) -> Any:
-        if name != "replace" or str(args[-1]).endswith(".pt"):
-            call = next(calls)
-            if call == number or (always and call > number):
-                happen(*args)
-        return real(*args, **kwargs)
-
-    patch.setattr(owner, name, hooked)
-    return calls
-
-
-def checkpoint(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    """Every file below it."""
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def same_run(a: Path, b: Path) -> None:
-    """Networks, optimizers, replay, random states, counters and metrics, but for the clock's."""
-    assert not [*a.glob("*.tmp"), *b.glob("*.tmp")]
-    if PPO in a.name:
-        return same_rows(a, b)
-    kept = checkpoint(a), checkpoint(b)
-    for content in kept:
-        for place in ("resume", "runs_dir"):
-            del content["args"][place]
-        for row in [content["progress"], *content["rows"]]:
-            row.pop("seconds")
-            row.pop("sps", None)
-    same(*kept)
-    for name in ("model.pt", "best_model.pt"):
-        same(*(torch.load(folder / name, weights_only=True) for folder in (a, b)))
-    same(metrics(a), metrics(b))
-
-
-def same_rows(a: Path, b: Path) -> None:
-    """No row is lost and none is written twice; each has the cells that it should have."""
-    filled = [
-        [(row["global_step"], {name for name, cell in row.items() if cell}) for row in metrics(x)]
-        for x in (a, b)
-    ]
-    for (step, cells), (other_step, others) in zip(*filled, strict=True):
-        assert step == other_step
-        assert {x for x in cells ^ others if not x.startswith("episodic")} == set()
-    assert checkpoint(a)["progress"]["step"] == checkpoint(b)["progress"]["step"]
 
 
 def finished(script: str, folder: Path, *flags: Any) -> Path:
@@ -174,20 +95,11 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     )
 
 
-def refusal(script: str, *flags: Any) -> str:
-    """The one line with which the script leaves instead of a traceback."""
-    with pytest.raises(SystemExit) as stop:
-        main(script, *flags)
-    message = stop.value.code  # Python prints a string on standard error, and exits with 1
-    assert isinstance(message, str) and message.startswith("error: ") and "\n" not in message
-    return message
-
-
 def stopped_at(step: int, folder: Path, out: str) -> Path:
     """The checkpoint of this step, to which the last line of the output points."""
     path = run_dir(folder) / "checkpoint.pt"
     assert out.splitlines()[-1] == f"stopped at step {step}: --resume {path}"
-    assert checkpoint(path.parent)["progress"]["step"] == step
+    assert read_checkpoint(path.parent)["progress"]["step"] == step
     return path
 
 
@@ -227,21 +139,6 @@ def test_killed_at_random_moments(
     same_run(run_dir(folder), expected(script, *flags))
 
 
-def half(content: Any, file: Any) -> None:
-    (getattr(file, "write", None) or file.write_bytes)(b"PK\3\4 half of a checkpoint")
-
-
-def die(owner: str, name: str, number: int) -> None:
-    """Kill this process at the number-th call, in which torch.save gets half of its work done."""
-
-    def happen(*args: Any) -> None:
-        if name == "save":
-            half(*args)
-        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
-
-    at_call(pytest.MonkeyPatch(), importlib.import_module(owner), name, number, happen)
-
-
 WRITES = [("torch", "save"), ("os", "fsync"), ("os", "replace")]  # once per file, in this order
 
 
@@ -258,7 +155,7 @@ def test_killed_while_writing(
     process = begin(script, log, *QUICK[script], *flags, "--runs-dir", folder, before=before)
     process.join()
     assert process.exitcode not in (0, 1), log.read_text()
-    assert checkpoint(run_dir(folder))["progress"]["step"] == 100
+    assert read_checkpoint(run_dir(folder))["progress"]["step"] == 100
     assert [*run_dir(folder).glob("*.tmp")]
     main(script, "--resume", run_dir(folder) / "checkpoint.pt")
     same_run(run_dir(folder), expected(script, *flags))
@@ -275,7 +172,7 @@ def test_killed_while_rewriting_metrics(
     process = begin(script, log, *QUICK[script], *flags, "--runs-dir", folder, before=before)
     process.join()
     assert process.exitcode not in (0, 1), log.read_text()
-    assert checkpoint(run_dir(folder))["progress"]["step"] == step
+    assert read_checkpoint(run_dir(folder))["progress"]["step"] == step
     assert (run_dir(folder) / "metrics.csv").read_bytes() == b""
     main(script, "--resume", run_dir(folder) / "checkpoint.pt")
     same_run(run_dir(folder), expected(script, *flags))
@@ -294,7 +191,7 @@ def test_signals(script: str, tmp_path: Path, expected: Callable) -> None:
         os.kill(process.pid, number)
         process.join(5)
         *_, line = log.read_text().splitlines()
-        step = checkpoint(run_dir(folder))["progress"]["step"]
+        step = read_checkpoint(run_dir(folder))["progress"]["step"]
         assert process.exitcode == 1 and "Traceback" not in log.read_text()
         assert line == f"stopped at step {step}: --resume {run_dir(folder) / 'checkpoint.pt'}"
         resume = line[line.index("--resume") :].split(maxsplit=1)
@@ -458,7 +355,7 @@ def test_second_signal(script: str, second: int, where: tuple, tmp_path: Path) -
     ended = process.exitcode
     process.kill()
     assert ended == -second and "Traceback" not in log.read_text()
-    assert checkpoint(run_dir(tmp_path / "runs"))["progress"]["step"] == 100
+    assert read_checkpoint(run_dir(tmp_path / "runs"))["progress"]["step"] == 100
 
 
 @posix
@@ -537,7 +434,7 @@ def test_fault_in_an_update(
             train(script, *QUICK[script], *flags, "--runs-dir", tmp_path)
     assert "stopped at" not in capsys.readouterr().out
     folder = run_dir(tmp_path)
-    assert checkpoint(folder)["progress"]["step"] == 100
+    assert read_checkpoint(folder)["progress"]["step"] == 100
     main(script, "--resume", folder / "checkpoint.pt")
     same_run(folder, expected(script, *flags))
 
@@ -696,7 +593,7 @@ def test_other_settings(script: str, tmp_path: Path, monkeypatch: Any, capsys: A
     others = {"env_id": "worlds:Endless-v0", "env_kwargs": '{"g": 5.0}'}
     others |= {"num_steps": 40, "surrogate": "unclipped"}
     kinds = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v + 0.001}
-    settings = checkpoint(path.parent)["args"]
+    settings = read_checkpoint(path.parent)["args"]
     for name, value in settings.items():
         other = others.get(name, kinds.get(type(value), lambda v: v + "x")(value))
         if name in FIXED:
@@ -717,7 +614,7 @@ def test_other_settings(script: str, tmp_path: Path, monkeypatch: Any, capsys: A
     ]
     assert len(noted) == len(changes) + (script == PPO)
     assert results["run_dir"] == path.parent and results["global_step"] > 60
-    assert changes.items() <= checkpoint(path.parent)["args"].items()
+    assert changes.items() <= read_checkpoint(path.parent)["args"].items()
 
 
 @both
@@ -756,7 +653,7 @@ def test_not_put_back(
     """No seed restores this world: a note, no crash."""
     short = finished(script, tmp_path, *flags, f"--total-timesteps={length}")
     assert notes(capsys.readouterr().out) == []
-    monkeypatch.setattr(Changing, "now", what)
+    monkeypatch.setattr(worlds.Changing, "now", what)
     main(script, "--resume", short / "checkpoint.pt", "--total-timesteps=240")
     _, line = notes(capsys.readouterr().out)
     assert "cannot be put back exactly: not bit for bit from here" in line
@@ -780,7 +677,7 @@ def test_contents(script: str, tmp_path: Path, expected: Callable) -> None:
     short = [*QUICK[script], *flags, "--total-timesteps=120", "--runs-dir", tmp_path / "short"]
     results = train(script, *short)
     folder, alone = results["run_dir"], tmp_path / "alone"
-    parts = checkpoint(folder)["parts"]
+    parts = read_checkpoint(folder)["parts"]
     assert parts.keys() == {"agent", "replay"} and "actor_optimizer.t" in parts["agent"]
     model = torch.load(folder / "model.pt", weights_only=True)
     same(dict(model), dict(parts["agent"]))
@@ -797,7 +694,7 @@ def test_contents(script: str, tmp_path: Path, expected: Callable) -> None:
     (folder / "checkpoint.pt").rename(alone / "checkpoint.pt")
     shutil.rmtree(folder)
     main(script, "--resume", alone / "checkpoint.pt", "--total-timesteps=240")
-    same(checkpoint(alone)["parts"], checkpoint(expected(script, *flags))["parts"])
+    same(read_checkpoint(alone)["parts"], read_checkpoint(expected(script, *flags))["parts"])
 
 
 @pytest.mark.parametrize("script, call", [(*ONE, 201), (PPO, 11)])
@@ -818,7 +715,7 @@ def test_poisoned_parameter(script: str, call: int, tmp_path: Path, monkeypatch:
     assert f"actor.{names[0]} is not finite" in str(stop.value) and "\n" not in str(stop.value)
     assert len(kept) == 2
     assert kept == {path: path.read_bytes() for path in run_dir(tmp_path).glob("*.pt")}
-    assert checkpoint(run_dir(tmp_path))["progress"]["step"] == 100
+    assert read_checkpoint(run_dir(tmp_path))["progress"]["step"] == 100
 
 
 # === Full ========================================================================================
@@ -844,7 +741,7 @@ def room_again(script: str, folder: Path, whole: Path, step: int = 120) -> Any:
     kept = (folder / "checkpoint.pt").read_bytes()
     yield ["--resume", folder / "checkpoint.pt", "--total-timesteps=240"]
     assert ((folder / "checkpoint.pt").read_bytes() == kept) == (step == 120)
-    assert checkpoint(folder)["progress"]["step"] == step
+    assert read_checkpoint(folder)["progress"]["step"] == step
     assert not [*folder.glob("*.tmp")]
     main(script, "--resume", folder / "checkpoint.pt", "--total-timesteps=240")
     same_run(folder, whole)
@@ -963,14 +860,6 @@ def good(script: str, tmp_path: Path) -> Path:
     """An intact checkpoint."""
     flags = ["--env-id=worlds:Endless-v0", "--total-timesteps=80"]
     return finished(script, tmp_path / "good", *flags) / "checkpoint.pt"
-
-
-def refused(script: str, path: Path) -> None:
-    """Refused in one line that names the file, which stays as it is, and all beside it."""
-    before = contents(path.parent)
-    message = refusal(script, "--resume", path)
-    assert str(path) in message and "can still be loaded" not in message
-    assert before == contents(path.parent)
 
 
 def refused_in_python(script: str, path: Path, content: dict) -> None:

@@ -22,25 +22,26 @@ import pytest
 import torch
 import worlds
 from gymnasium.wrappers import FlattenObservation
-from helpers import OFF_POLICY, QUICK, SCRIPTS, main, metrics, run_dir, same, source
-from test_checkpoints import begin, posix, wait
+from helpers import (
+    OFF_POLICY,
+    QUICK,
+    SCRIPTS,
+    TINY,
+    main,
+    metrics,
+    read_checkpoint,
+    run_dir,
+    same,
+    scripts,
+    source,
+)
+from processes import begin, posix, wait
 
-# A run of a tenth of a second.
-TINY = {"total_timesteps": 60, "hidden_dim": 8, "num_threads": 1, "log_frequency": 10}
-TINY |= {"eval_frequency": 0, "eval_episodes": 1}
-OFF = TINY | {"batch_size": 8, "learning_starts": 20}
-TINY = dict.fromkeys([*OFF_POLICY, "sac_her_continuous"], OFF) | {
-    "ppo_continuous": TINY | {"num_steps": 10, "num_minibatches": 2, "update_epochs": 1}
-}
 PPO, HER = "ppo_continuous", "sac_her_continuous"
 
 
-def scripts(*names):
-    return pytest.mark.parametrize("script", names, indirect=True)
-
-
 # A test runs for one script of each kind where it does not say otherwise: what off-policy ones do
-# here is the same to the letter, which test_family.py holds.
+# here is the same to the letter, which tests/house/test_family.py holds.
 SAC, PER = "sac_continuous", "td3_per_continuous"
 each, each_off_policy = scripts(*SCRIPTS), scripts(*OFF_POLICY)
 warned = pytest.mark.filterwarnings("ignore:.*WARN")  # gymnasium's, about the same
@@ -51,54 +52,9 @@ def script(request):
     return request.param
 
 
-@pytest.fixture
-def module(script):
-    return importlib.import_module(script)
-
-
-@pytest.fixture
-def go(script, module, tmp_path):
-    """Train here and now, tiny unless told otherwise, in a fresh --runs-dir."""
-    numbers = itertools.count()
-
-    def go(env_id="worlds:Endless-v0", **settings):
-        settings = {"env_id": env_id, "runs_dir": str(tmp_path / f"runs{next(numbers)}")} | settings
-        return module.train(module.Args(**TINY[script] | settings))
-
-    return go
-
-
-@pytest.fixture
-def refusal(go, module, tmp_path):
-    """The message of a run that is refused: one line, and no folder is made."""
-
-    def refusal(env_id, **settings):
-        with pytest.raises(module.RunError) as error:
-            go(env_id, runs_dir=str(tmp_path / "refused"), **settings)
-        message = str(error.value)
-        assert "\n" not in message and len(message) < 800
-        assert not (tmp_path / "refused").exists()
-        return message
-
-    return refusal
-
-
-@pytest.fixture(autouse=True)
-def before():
-    """No test depends on another's random numbers, nor does a script's command line outlive it."""
-    handler = signal.getsignal(signal.SIGINT)
-    torch.manual_seed(0)
-    yield
-    signal.signal(signal.SIGINT, handler)
-
-
-def checkpoint(results):
-    return torch.load(Path(results["run_dir"], "checkpoint.pt"), weights_only=True)
-
-
-def same_run(a, b):
+def same_results(a, b):
     """To the bit: networks, optimizers, replay, random states, episodes and metrics."""
-    contents = [checkpoint(results) for results in (a, b)]
+    contents = [read_checkpoint(results["run_dir"]) for results in (a, b)]
     same(*(content["parts"] for content in contents))
     for content in contents:
         del content["progress"]["seconds"]
@@ -147,12 +103,12 @@ PLAIN = register(World)
 NO_END = register(worlds.Corridor, None)
 
 
-def test_a_task_without_end_is_a_message(module, refusal, monkeypatch):
+def test_a_task_without_end_is_a_message(module, refused_run, monkeypatch):
     monkeypatch.setattr(module, "EVAL_STEPS", 50)
-    assert "--max-episode-steps" in refusal(NO_END)
+    assert "--max-episode-steps" in refused_run(NO_END)
 
 
-def test_max_episode_steps(go, module, monkeypatch):
+def test_max_episode_steps(tiny_run, module, monkeypatch):
     """It ends the episodes of training and of evaluation; the world goes on, to the algorithm."""
     seen, evaluate = [], module.evaluate
 
@@ -162,29 +118,29 @@ def test_max_episode_steps(go, module, monkeypatch):
 
     monkeypatch.setattr(module, "evaluate", noted)
     for env_id in (NO_END, PLAIN):  # which has a limit of 8
-        results = go(env_id, max_episode_steps=4)
+        results = tiny_run(env_id, max_episode_steps=4)
         assert {row["episodic_length"] for row in metrics(results["run_dir"])} == {"4.0"}
         assert len(seen) > 1 and {len(trajectory) for trajectory in seen} == {4}
         assert not any(step[4] for trajectory in seen for step in trajectory)
         seen.clear()
 
 
-def test_no_evaluation(go, capsys):
+def test_no_evaluation(tiny_run, capsys):
     """Then the last line is of the training episodes, and a task without end can be learnt from."""
-    results = go(eval_episodes=0)
+    results = tiny_run(eval_episodes=0)
     final = capsys.readouterr().out.splitlines()[-1]
     assert final.startswith("final episodes=12 episodic_return=5.0 episodic_length=5.0 global_step")
     assert " eval_" not in final and not any("eval" in name for name in results)
-    assert go(NO_END, eval_episodes=0)["global_step"] == 60
+    assert tiny_run(NO_END, eval_episodes=0)["global_step"] == 60
 
 
 @pytest.mark.parametrize("settings", [{"learning_starts": 60}, {"updates_per_step": 0}], ids=str)
 @scripts(SAC)
-def test_nothing_is_learnt(settings, go, capsys):
+def test_nothing_is_learnt(settings, tiny_run, capsys):
     """Which a note says; a usual run says nothing of the kind."""
-    go(**settings)
+    tiny_run(**settings)
     assert "note: with these settings there is no update" in capsys.readouterr().out
-    go()
+    tiny_run()
     assert "note" not in capsys.readouterr().out
 
 
@@ -208,27 +164,27 @@ SIMULATOR = register(Simulator)
 
 
 @each_off_policy
-def test_only_one_simulator(go, module, refusal):
+def test_only_one_simulator(tiny_run, module, refused_run):
     """Training's own serves for the last evaluation; for those between there is a message."""
-    results = go(SIMULATOR)
+    results = tiny_run(SIMULATOR)
     assert results["eval_episodes"] == 1 and Simulator.running == 0
     again = module.resume(str(results["run_dir"] / "checkpoint.pt"), total_timesteps=80)
     assert again["global_step"] == 80 and Simulator.running == 0
-    message = refusal(SIMULATOR, eval_frequency=20)
+    message = refused_run(SIMULATOR, eval_frequency=20)
     assert "the port is taken" in message and "--eval-frequency 0" in message
     assert Simulator.running == 0
 
 
 @scripts(PPO)
-def test_only_one_simulator_in_ppo(go, refusal):
-    message = refusal(SIMULATOR)
+def test_only_one_simulator_in_ppo(tiny_run, refused_run):
+    message = refused_run(SIMULATOR)
     assert "the port is taken" in message and "--eval-episodes 0" in message
-    assert go(SIMULATOR, eval_episodes=0)["global_step"] == 60
+    assert tiny_run(SIMULATOR, eval_episodes=0)["global_step"] == 60
     assert Simulator.running == 0
 
 
 @each
-def test_best_model(go, module, monkeypatch):
+def test_best_model(tiny_run, module, monkeypatch):
     """The networks of the best evaluation, also after a resume that brought no better one."""
     copies, evaluation = {}, module.Run.evaluation
 
@@ -239,7 +195,7 @@ def test_best_model(go, module, monkeypatch):
         return row
 
     monkeypatch.setattr(module.Run, "evaluation", noted)
-    results = go(PLAIN, eval_frequency=10, eval_episodes=2)
+    results = tiny_run(PLAIN, eval_frequency=10, eval_episodes=2)
     assert len(copies) == 6
     path = results["run_dir"] / "best_model.pt"
     best = max(mean for mean, _ in copies.values())
@@ -269,10 +225,10 @@ class Wrapped(World):
 
 @warned
 @pytest.mark.parametrize("kind", ["array", "asarray", "float64"])
-def test_rewards_of_other_types(kind, go):
+def test_rewards_of_other_types(kind, tiny_run):
     """An array of shape (1,) or (), or NumPy's number: all is as with a plain one."""
     env_id = register(Wrapped, kind=kind)
-    same_run(go(env_id), go(PLAIN))
+    same_results(tiny_run(env_id), tiny_run(PLAIN))
 
 
 class Careless(World):
@@ -291,8 +247,8 @@ class Careless(World):
 
 
 @warned
-def test_an_environment_that_writes_into_its_arrays(go):
-    same_run(go(register(Careless)), go(PLAIN))
+def test_an_environment_that_writes_into_its_arrays(tiny_run):
+    same_results(tiny_run(register(Careless)), tiny_run(PLAIN))
 
 
 class Talkative(World):
@@ -308,9 +264,9 @@ class Talkative(World):
 
 
 @scripts(PPO)
-def test_info_of_any_kind(go):
+def test_info_of_any_kind(tiny_run):
     settings = {"num_envs": 2, "total_timesteps": 60}
-    same_run(go(register(Talkative), **settings), go(PLAIN, **settings))
+    same_results(tiny_run(register(Talkative), **settings), tiny_run(PLAIN, **settings))
 
 
 class OldInterface(World):
@@ -350,8 +306,8 @@ class NoReward(World):
 @each
 @warned
 @pytest.mark.parametrize("world", [OldInterface, OldStep, NoInfo, NoReward, OtherShape])
-def test_another_interface_is_a_message(world, refusal):
-    assert refusal(register(world))
+def test_another_interface_is_a_message(world, refused_run):
+    assert refused_run(register(world))
 
 
 # === Spaces =======================================================================================
@@ -397,16 +353,16 @@ VECTOR = Box(-1, 1, (3,))
 
 
 @pytest.mark.parametrize("name", SEEN)
-def test_observations_of_any_shape(name, go, module):
+def test_observations_of_any_shape(name, tiny_run, module):
     seen, size = SEEN[name]
     env_id = register(Spaces, seen=seen, acted=ACTED["uneven"])
     obs, _ = module.make_env(env_id).reset(seed=1)
     assert obs.shape == (size,) and obs.dtype == np.float32
-    assert go(env_id, total_timesteps=30)["global_step"] == 30
+    assert tiny_run(env_id, total_timesteps=30)["global_step"] == 30
 
 
 @pytest.mark.parametrize("name", ACTED)
-def test_actions_of_any_shape(name, go, module):
+def test_actions_of_any_shape(name, tiny_run, module):
     """Actions in [-1, 1]^A reach all of the box, in its shape and type."""
     acted = ACTED[name]
     env_id = register(Spaces, seen=VECTOR, acted=acted)
@@ -422,7 +378,7 @@ def test_actions_of_any_shape(name, go, module):
     for action, bound in zip(given, [acted.low, acted.high] * 2, strict=True):
         np.testing.assert_array_equal(action, bound)
         assert acted.contains(action)
-    assert go(env_id, total_timesteps=30)["global_step"] == 30
+    assert tiny_run(env_id, total_timesteps=30)["global_step"] == 30
 
 
 @pytest.mark.parametrize(
@@ -438,10 +394,10 @@ def test_actions_of_any_shape(name, go, module):
         (gym.spaces.Tuple([VECTOR, VECTOR]), VECTOR, "FlattenObservation"),
     ],
 )
-def test_spaces_that_are_refused(seen, acted, culprit, refusal):
+def test_spaces_that_are_refused(seen, acted, culprit, refused_run):
     """By name, with what is wanted instead."""
     env_id = register(Spaces, seen=seen, acted=acted)
-    message = refusal(env_id)
+    message = refused_run(env_id)
     assert culprit in message and env_id in message
     assert str(seen if seen is not VECTOR else acted)[:20] in message
 
@@ -453,21 +409,21 @@ GOAL = register(Spaces, seen=gym.spaces.Dict(GOALS), acted=VECTOR)
 
 
 @scripts(*SCRIPTS, HER)
-def test_a_dictionary_is_sent_on_but_not_in_a_circle(script, refusal):
+def test_a_dictionary_is_sent_on_but_not_in_a_circle(script, refused_run):
     """Without goals every script sends it to FlattenObservation; with goals, to the HER script."""
-    message = refusal(DICT)
+    message = refused_run(DICT)
     assert "FlattenObservation" in message and "_continuous.py" not in message
     if script != HER:
-        assert "sac_her_continuous.py" in refusal(GOAL)
+        assert "sac_her_continuous.py" in refused_run(GOAL)
 
 
-def test_the_advice_about_a_dictionary_helps(go, module):
+def test_the_advice_about_a_dictionary_helps(tiny_run, module):
     """Followed to the letter, it trains."""
     env_id, made = f"Flat-{next(NUMBERS)}-v0", {"seen": PARTS, "acted": VECTOR}
     flatten = (FlattenObservation.wrapper_spec(),)
     gym.register(env_id, Spaces, max_episode_steps=8, kwargs=made, additional_wrappers=flatten)
     assert module.make_env(env_id).observation_space.shape == (7,)
-    assert go(env_id)["global_step"] == 60
+    assert tiny_run(env_id)["global_step"] == 60
 
 
 # === Constructors =================================================================================
@@ -484,24 +440,24 @@ class Options(World):
 OPTIONS = register(Options)
 
 
-def test_env_kwargs(go, refusal, monkeypatch):
+def test_env_kwargs(tiny_run, refused_run, monkeypatch):
     """They reach training and evaluation, whatever JSON holds; without, the argument is named."""
     monkeypatch.setattr(Options, "made", [])
-    assert "gravity" in refusal(OPTIONS) and not Options.made
+    assert "gravity" in refused_run(OPTIONS) and not Options.made
     given = '{"gravity": 5.5, "wind": {"at": [1, 2], "gusts": null}}'
-    go(OPTIONS, env_kwargs=given, eval_frequency=30)
+    tiny_run(OPTIONS, env_kwargs=given, eval_frequency=30)
     assert Options.made == [(5.5, {"at": [1, 2], "gusts": None})] * 2
 
 
 @pytest.mark.parametrize("given", ["gravity=5", "5", "null", '{"gravity": }'])
-def test_env_kwargs_that_are_no_object(given, refusal):
-    message = refusal(OPTIONS, env_kwargs=given)
+def test_env_kwargs_that_are_no_object(given, refused_run):
+    message = refused_run(OPTIONS, env_kwargs=given)
     assert "--env-kwargs" in message and given in message
 
 
 @pytest.mark.parametrize("name", ["moons", "id", "env_id"])
-def test_env_kwargs_that_are_unknown(name, refusal):
-    message = refusal(OPTIONS, env_kwargs=json.dumps({"gravity": 1, name: "x"}))
+def test_env_kwargs_that_are_unknown(name, refused_run):
+    message = refused_run(OPTIONS, env_kwargs=json.dumps({"gravity": 1, name: "x"}))
     assert f"'{name}'" in message
 
 
@@ -576,7 +532,7 @@ GENERATORS = [register(Generator, kind=kind) for kind in KINDS]
 SHARED, BUILT, UNSEEDED = register(Shared), register(Built), register(Unseeded)
 
 
-def in_two_parts(go, module, env_id, monkeypatch, stop=37, **settings):
+def in_two_parts(tiny_run, module, env_id, monkeypatch, stop=37, **settings):
     """A run whose simulator breaks in the middle of an episode, and its other part."""
     with monkeypatch.context() as patch:
         numbers, step = itertools.count(1), World.step
@@ -588,39 +544,39 @@ def in_two_parts(go, module, env_id, monkeypatch, stop=37, **settings):
 
         patch.setattr(World, "step", breaks)
         with pytest.raises(ConnectionError):
-            go(env_id, runs_dir="parts", **settings)
+            tiny_run(env_id, runs_dir="parts", **settings)
     (path,) = Path("parts").glob("*/checkpoint.pt")
     return module.resume(str(path))
 
 
 @scripts(SAC)
 @pytest.mark.parametrize("env_id", [*GENERATORS, SHARED, BUILT])
-def test_any_generator_is_put_back(env_id, go, module, monkeypatch, tmp_path, capsys):
+def test_any_generator_is_put_back(env_id, tiny_run, module, monkeypatch, tmp_path, capsys):
     """Bit for bit, without a note."""
     monkeypatch.chdir(tmp_path)
-    whole = go(env_id)
-    same_run(in_two_parts(go, module, env_id, monkeypatch), whole)
+    whole = tiny_run(env_id)
+    same_results(in_two_parts(tiny_run, module, env_id, monkeypatch), whole)
     assert "note" not in capsys.readouterr().out
 
 
 @scripts(SAC)
-def test_what_cannot_be_put_back_is_noted(go, module, monkeypatch, tmp_path, capsys):
+def test_what_cannot_be_put_back_is_noted(tiny_run, module, monkeypatch, tmp_path, capsys):
     """Once, and the run goes on with a new episode."""
     monkeypatch.chdir(tmp_path)
-    results = in_two_parts(go, module, UNSEEDED, monkeypatch)
+    results = in_two_parts(tiny_run, module, UNSEEDED, monkeypatch)
     assert capsys.readouterr().out.count("not bit for bit") == 1
     assert results["global_step"] == 60 and metrics(results["run_dir"])[-1]["episodes"] == "7"
 
 
 @pytest.mark.parametrize("env_id", [BUILT, *GENERATORS[:1]])
-def test_every_generator_obeys_the_seed(env_id, go):
+def test_every_generator_obeys_the_seed(env_id, tiny_run):
     """Same seed, same run, in evaluation too; another seed, another run."""
-    first, second, other = (go(env_id, seed=seed, eval_frequency=20) for seed in (1, 1, 2))
-    same_run(first, second)
+    first, second, other = (tiny_run(env_id, seed=seed, eval_frequency=20) for seed in (1, 1, 2))
+    same_results(first, second)
     assert metrics(first["run_dir"]) != metrics(other["run_dir"])
 
 
-def test_evaluation_leaves_the_shared_generators_alone(go, module, monkeypatch):
+def test_evaluation_leaves_the_shared_generators_alone(tiny_run, module, monkeypatch):
     """Training is the same with and without; and each evaluation has the same starts."""
     seen, evaluate = [], module.evaluate
 
@@ -629,8 +585,8 @@ def test_evaluation_leaves_the_shared_generators_alone(go, module, monkeypatch):
         return seen[-1]
 
     monkeypatch.setattr(module, "evaluate", noted)
-    rare, often = go(SHARED), go(SHARED, eval_frequency=20)
-    same(*(checkpoint(results)["parts"] for results in (rare, often)))
+    rare, often = tiny_run(SHARED), tiny_run(SHARED, eval_frequency=20)
+    same(*(read_checkpoint(results["run_dir"])["parts"] for results in (rare, often)))
     starts = {tuple(trajectories[0][0][0]) for trajectories in seen}
     assert len(seen) >= 6 and len(starts) == 1
 
@@ -641,9 +597,9 @@ def test_evaluation_leaves_the_shared_generators_alone(go, module, monkeypatch):
     "where, error",
     [("step", ConnectionError), ("reset", ConnectionError), ("step", SystemExit)],
 )
-def test_a_fault_of_the_simulator(where, error, go, module, tmp_path, monkeypatch, capsys):
+def test_a_fault_of_the_simulator(where, error, tiny_run, module, tmp_path, monkeypatch, capsys):
     """It propagates; the last whole step is kept, and the run goes on as if it never had been."""
-    whole, numbers = go(PLAIN), itertools.count(1)
+    whole, numbers = tiny_run(PLAIN), itertools.count(1)
     with monkeypatch.context() as patch:
         real, number = getattr(World, where), 38 + 8 if where == "step" else 1 + 5
 
@@ -654,16 +610,16 @@ def test_a_fault_of_the_simulator(where, error, go, module, tmp_path, monkeypatc
 
         patch.setattr(World, where, breaks)
         with pytest.raises(error, match="the simulator is gone"):
-            go(PLAIN, runs_dir=str(tmp_path / "broken"))
+            tiny_run(PLAIN, runs_dir=str(tmp_path / "broken"))
     path = run_dir(tmp_path / "broken") / "checkpoint.pt"
     step = 37 if where == "step" else 31  # the episode's last step is not whole without a reset
     assert f"stopped at step {step}: --resume {path}" in capsys.readouterr().out
-    same_run(module.resume(str(path)), whole)
+    same_results(module.resume(str(path)), whole)
 
 
-def test_a_locked_table(go, module, monkeypatch, capsys):
+def test_a_locked_table(tiny_run, module, monkeypatch, capsys):
     """As a spreadsheet on Windows locks it: a note, and no row is lost."""
-    whole, numbers = go(), itertools.count(1)
+    whole, numbers = tiny_run(), itertools.count(1)
 
     def locked(path, *args, **kwargs):
         if str(path).endswith("metrics.csv") and next(numbers) in (3, 4):
@@ -671,14 +627,14 @@ def test_a_locked_table(go, module, monkeypatch, capsys):
         return open(path, *args, **kwargs)
 
     monkeypatch.setattr(module, "open", locked, raising=False)
-    results = go()
+    results = tiny_run()
     assert capsys.readouterr().out.count("note: ") == 2 and next(numbers) > 7
     assert metrics(results["run_dir"]) == metrics(whole["run_dir"])
 
 
-def test_a_table_that_was_edited(go, module):
+def test_a_table_that_was_edited(tiny_run, module):
     """Resumed, the run writes it as it was."""
-    whole, half = go(log_frequency=10), go(total_timesteps=30, log_frequency=10)
+    whole, half = tiny_run(log_frequency=10), tiny_run(total_timesteps=30, log_frequency=10)
     table = half["run_dir"] / "metrics.csv"
     for damage in ("", "a;b\n1;2\n", table.read_text()[:-40]):
         table.write_text(damage)
@@ -691,10 +647,10 @@ def test_a_table_that_was_edited(go, module):
     assert json.loads((half["run_dir"] / "args.json").read_text())["total_timesteps"] == 60
 
 
-def test_a_place_with_spaces_seen_from_another_folder(go, module, tmp_path, monkeypatch):
+def test_a_place_with_spaces_seen_from_another_folder(tiny_run, module, tmp_path, monkeypatch):
     """--runs-dir and --resume are relative to where one is."""
     monkeypatch.chdir(tmp_path)
-    results = go(total_timesteps=30, runs_dir="my runs/of ä")
+    results = tiny_run(total_timesteps=30, runs_dir="my runs/of ä")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     path = Path("..", results["run_dir"], "checkpoint.pt")
@@ -703,31 +659,31 @@ def test_a_place_with_spaces_seen_from_another_folder(go, module, tmp_path, monk
     assert metrics(again["run_dir"])[-1]["global_step"] == "60"
 
 
-def test_ways_to_resume(go, module, tmp_path, capsys):
+def test_ways_to_resume(tiny_run, module, tmp_path, capsys):
     """By resume(), with a path of either kind, or as a setting: it goes on, nothing begins anew."""
-    whole = go(PLAIN, total_timesteps=60)
+    whole = tiny_run(PLAIN, total_timesteps=60)
     for number in range(3):
         place = tmp_path / f"half{number}"
-        path = go(PLAIN, total_timesteps=30, runs_dir=place)["run_dir"] / "checkpoint.pt"
+        path = tiny_run(PLAIN, total_timesteps=30, runs_dir=place)["run_dir"] / "checkpoint.pt"
         capsys.readouterr()
         if number < 2:
             results = module.resume([path, str(path)][number], total_timesteps=60)
         else:
-            results = go(PLAIN, resume=str(path))
+            results = tiny_run(PLAIN, resume=str(path))
         assert results["run_dir"] == path.parent.resolve()
         assert "note: total_timesteps is now 60, not 30" in capsys.readouterr().out
         if module.__name__ == PPO:  # it begins new episodes, and its step size falls to the end
             steps = [row["global_step"] for row in metrics(path.parent)]
             assert steps == ["10", "20", "30", "40", "50", "60"]
         else:
-            same_run(results, whole)
+            same_results(results, whole)
 
 
 @pytest.mark.parametrize("script, name", [(SAC, "alpha"), (PPO, "kl_coef")], indirect=["script"])
-def test_what_the_checkpoint_fixes_is_not_changed_in_name_only(name, go, module):
+def test_what_the_checkpoint_fixes_is_not_changed_in_name_only(name, tiny_run, module):
     """It is refused, or it is what the run then uses."""
     kind = {"autotune": False} if name == "alpha" else {"surrogate": "kl-penalty"}
-    path = go(PLAIN, total_timesteps=30, **kind)["run_dir"] / "checkpoint.pt"
+    path = tiny_run(PLAIN, total_timesteps=30, **kind)["run_dir"] / "checkpoint.pt"
     try:
         results = module.resume(str(path), total_timesteps=40, **{name: 7.0})
     except module.RunError as error:
@@ -816,9 +772,9 @@ def test_pasted_without_its_last_lines(script, notebook, tmp_path):
         cell.train(cell.Args(gamma=2))
 
 
-def test_a_search_survives_its_trials(go, module, monkeypatch):
+def test_a_search_survives_its_trials(tiny_run, module, monkeypatch):
     """Whatever goes wrong in a trial is an Exception, and the next trial is as if it were first."""
-    first, failed = go(PLAIN), []
+    first, failed = tiny_run(PLAIN), []
     update = module.update
 
     def diverge(*args):
@@ -835,12 +791,12 @@ def test_a_search_survives_its_trials(go, module, monkeypatch):
             if trial.pop("diverge", False):
                 patch.setattr(module, "update", diverge)
             try:
-                go(**trial)
+                tiny_run(**trial)
             except Exception as error:
                 failed.append(type(error))
     assert failed == [module.RunError] * 5 + [ZeroDivisionError, module.RunError]
     assert issubclass(module.RunError, ValueError)
-    same_run(go(PLAIN), first)
+    same_results(tiny_run(PLAIN), first)
 
 
 def process_state():
@@ -851,18 +807,12 @@ def process_state():
     }
     state |= {"threads": torch.get_num_threads(), "dtype": torch.get_default_dtype()}
     state |= {"gradients": torch.is_grad_enabled(), "errors": np.geterr(), "path": [*sys.path]}
-    state |= {"folder": os.getcwd(), "variables": dict(os.environ)}
-    products = getattr(torch.backends.mkldnn, "matmul", None)
-    return state | {"products": getattr(products, "fp32_precision", None)}
-
-
-ZEN = {"avx512_bf16": True, "amx_bf16": False}
+    return state | {"folder": os.getcwd(), "variables": dict(os.environ)}
 
 
 @pytest.mark.parametrize("env_id", [PLAIN, "worlds:Poisoned-exception-v0", "NoSuch-v0"])
-def test_the_process_is_as_before(env_id, go, module, monkeypatch):
+def test_the_process_is_as_before(env_id, tiny_run, module, monkeypatch):
     """After the end, after an exception and after a refusal."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: ZEN)
     during, start = [], module.Run.start
 
     def begin(*args):
@@ -876,7 +826,7 @@ def test_the_process_is_as_before(env_id, go, module, monkeypatch):
         before = process_state()
         leaves = (ZeroDivisionError, module.RunError)
         with contextlib.nullcontext() if env_id == PLAIN else pytest.raises(leaves):
-            go(env_id)
+            tiny_run(env_id)
         assert process_state() == before
     finally:
         torch.set_num_threads(threads)
@@ -885,28 +835,28 @@ def test_the_process_is_as_before(env_id, go, module, monkeypatch):
 
 
 # === Settings and metrics =========================================================================
-def test_numpy_numbers(go, module):
+def test_numpy_numbers(tiny_run, module):
     """As a search passes them: the run, args.json and the checkpoint have plain ones."""
     settings = {"total_timesteps": np.int64(60), "seed": np.uint8(1), "gamma": np.float64(0.99)}
     settings |= {"hidden_dim": np.int32(8), "max_grad_norm": np.float32(0.5)}
-    results = go(PLAIN, **settings)
-    same_run(results, go(PLAIN, max_grad_norm=0.5))
+    results = tiny_run(PLAIN, **settings)
+    same_results(results, tiny_run(PLAIN, max_grad_norm=0.5))
     about = json.loads((results["run_dir"] / "args.json").read_text())
-    saved = checkpoint(results)["args"]
+    saved = read_checkpoint(results["run_dir"])["args"]
     for name, value in settings.items():
         assert about[name] == saved[name] == value and type(saved[name]) in (int, float)
     assert module.resume(str(results["run_dir"] / "checkpoint.pt"), total_timesteps=np.int64(80))
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "5", None, math.nan, math.inf, 10**13, [1], 1j])
-def test_a_number_of_a_wrong_kind(value, refusal):
+def test_a_number_of_a_wrong_kind(value, refused_run):
     """In a notebook no command line looks at it."""
-    message = refusal(PLAIN, total_timesteps=value)
+    message = refused_run(PLAIN, total_timesteps=value)
     assert "--total-timesteps" in message and repr(value) in message
 
 
 @each
-def test_every_limit_holds(script, module, refusal):
+def test_every_limit_holds(script, module, refused_run):
     """Of every number: what lies just beyond is refused by name."""
     for field in dataclasses.fields(module.Args):
         kind = module.Args.__annotations__[field.name]
@@ -914,16 +864,16 @@ def test_every_limit_holds(script, module, refusal):
             ((low, high),) = kind.__metadata__
             for value in (low - 1, high + 1, math.nan):
                 flag = "--" + field.name.replace("_", "-")
-                assert f"{flag} must be" in refusal(PLAIN, **{field.name: value})
+                assert f"{flag} must be" in refused_run(PLAIN, **{field.name: value})
 
 
 @scripts(PPO)
-def test_a_choice_that_does_not_exist(refusal):
-    assert "--surrogate" in refusal(PLAIN, surrogate="klip")
+def test_a_choice_that_does_not_exist(refused_run):
+    assert "--surrogate" in refused_run(PLAIN, surrogate="klip")
 
 
 @each
-def test_a_metric_is_one_more_entry(go, module, monkeypatch):
+def test_a_metric_is_one_more_entry(tiny_run, module, monkeypatch):
     """Of what update() returns: it becomes a column, from where it first appears."""
     update = module.update
 
@@ -933,9 +883,9 @@ def test_a_metric_is_one_more_entry(go, module, monkeypatch):
         metrics |= {"my_number": torch.tensor(7.0), "my_batch": torch.tensor([1.0, 2.0])}
         return (metrics, *result[1:]) if isinstance(result, tuple) else metrics
 
-    usual = metrics(go(PLAIN)["run_dir"])
+    usual = metrics(tiny_run(PLAIN)["run_dir"])
     monkeypatch.setattr(module, "update", more)
-    rows = metrics(go(PLAIN)["run_dir"])
+    rows = metrics(tiny_run(PLAIN)["run_dir"])
     for row, expected in zip(rows, usual, strict=True):
         learnt = any(expected[name] for name in expected if name.endswith("_loss"))
         assert row.pop("my_number") == ("7.0" if learnt else "")
@@ -945,11 +895,11 @@ def test_a_metric_is_one_more_entry(go, module, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [7, 7.0, True, np.float64(7), np.arange(3), torch.arange(3)])
-def test_metrics_of_other_types(number, go, module, monkeypatch):
+def test_metrics_of_other_types(number, tiny_run, module, monkeypatch):
     """A student's line may return any number: the row has it, and the checkpoint can be read."""
     update = module.update
     monkeypatch.setattr(module, "update", lambda *args: update(*args) | {"mine": number})
-    results = go(PLAIN, total_timesteps=30)
+    results = tiny_run(PLAIN, total_timesteps=30)
     assert float(metrics(results["run_dir"])[-1]["mine"]) == np.mean(np.asarray(number))
     assert module.resume(str(results["run_dir"] / "checkpoint.pt"), total_timesteps=60)
 
@@ -970,7 +920,7 @@ def test_a_flag_is_one_more_line(first_line, script, tmp_path, monkeypatch, caps
 
     place = {"runs_dir": str(tmp_path / "runs"), "env_id": PLAIN}
     args = module.Args(**TINY[script] | place, tau_anneal_steps=5)
-    assert "tau_anneal_steps" in checkpoint(module.train(args))["args"]
+    assert "tau_anneal_steps" in read_checkpoint(module.train(args)["run_dir"])["args"]
     for wrong in (0, 6, 1.5):
         with pytest.raises(module.RunError, match=f"^--tau-anneal-steps .*1 to 5, not {wrong}"):
             module.train(dataclasses.replace(args, tau_anneal_steps=wrong))

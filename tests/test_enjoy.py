@@ -25,12 +25,12 @@ import worlds
 from gymnasium.envs.classic_control import PendulumEnv
 from PIL import Image, ImageSequence
 
-QUICK = helpers.QUICK["sac_continuous"]
+SAC_FLAGS = helpers.QUICK["sac_continuous"]
 SCREENS = "DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER", "MUJOCO_GL"
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory) -> Callable:
+def short_run(tmp_path_factory) -> Callable:
     """What train() of a script returns after a short run with two episodes of evaluation."""
 
     @functools.cache
@@ -43,8 +43,8 @@ def train(tmp_path_factory) -> Callable:
 
 
 @pytest.fixture
-def trained(request, train) -> dict[str, Any]:
-    return train(getattr(request, "param", helpers.SCRIPTS[0]))
+def trained(request, short_run) -> dict[str, Any]:
+    return short_run(getattr(request, "param", helpers.SCRIPTS[0]))
 
 
 each_script = pytest.mark.parametrize("trained", helpers.SCRIPTS, indirect=True)
@@ -137,7 +137,7 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 def test_environment_is_that_of_the_run(tmp_path):
     """Its constructor's options and its time limit, and the global random numbers it draws."""
     flags = '--env-kwargs={"g": 5.0}', "--max-episode-steps=50", "--eval-episodes=2"
-    run = helpers.train("sac_continuous", *QUICK, *flags, f"--runs-dir={tmp_path}")
+    run = helpers.train("sac_continuous", *SAC_FLAGS, *flags, f"--runs-dir={tmp_path}")
     returns = play(run["run_dir"], numbers=True)
     assert np.mean(returns) == run["eval_return_mean"]
     edit(run["run_dir"], env_kwargs="{}")
@@ -148,7 +148,7 @@ def test_environment_is_that_of_the_run(tmp_path):
 
 def test_global_random_numbers(tmp_path):
     """An environment that draws from random or numpy.random repeats its evaluation, too."""
-    flags = *QUICK, "--env-id=worlds:Target-v0", "--eval-episodes=2", f"--runs-dir={tmp_path}"
+    flags = *SAC_FLAGS, "--env-id=worlds:Target-v0", "--eval-episodes=2", f"--runs-dir={tmp_path}"
     with mock.patch.object(worlds.Target, "step", noisy(worlds.Target.step)):
         run = helpers.train("sac_continuous", *flags)
         assert np.mean(play(run["run_dir"], numbers=True)) == run["eval_return_mean"]
@@ -167,7 +167,7 @@ def test_environment_in_the_current_folder(tmp_path, monkeypatch):
     code = "import gymnasium as gym\nfrom gymnasium.envs.classic_control import PendulumEnv\n"
     code += "gym.register('Mine-v0', PendulumEnv, max_episode_steps=20)\n"
     (tmp_path / "my_env.py").write_text(code)
-    flags = *QUICK, "--env-id=my_env:Mine-v0", f"--runs-dir={tmp_path}"
+    flags = *SAC_FLAGS, "--env-id=my_env:Mine-v0", f"--runs-dir={tmp_path}"
     with monkeypatch.context() as here:
         here.syspath_prepend(tmp_path)
         run = helpers.train("sac_continuous", *flags)
@@ -179,7 +179,7 @@ def test_environment_in_the_current_folder(tmp_path, monkeypatch):
 
 def test_environment_without_pictures(tmp_path):
     """Its constructor knows no render_mode: numbers are played, a picture is refused."""
-    flags = *QUICK, "--env-id=worlds:Target-v0", f"--runs-dir={tmp_path}"
+    flags = *SAC_FLAGS, "--env-id=worlds:Target-v0", f"--runs-dir={tmp_path}"
     run = helpers.train("sac_continuous", *flags)
     assert play(run["run_dir"], numbers=True) == [run["eval_return_mean"]]
     text = error(run["run_dir"], out=tmp_path / "a.gif")
@@ -189,7 +189,7 @@ def test_environment_without_pictures(tmp_path):
 def test_no_end(tmp_path, capsys):
     """An episode ends all the same."""
     gym.register("Endless-v1", worlds.Corridor)
-    flags = *QUICK, "--env-id=Endless-v1", f"--runs-dir={tmp_path}", "--max-episode-steps=9"
+    flags = *SAC_FLAGS, "--env-id=Endless-v1", f"--runs-dir={tmp_path}", "--max-episode-steps=9"
     run = helpers.train("sac_continuous", *flags)["run_dir"]
     assert play(run, numbers=True) == [9.0]
     edit(run, max_episode_steps=0)
@@ -200,7 +200,7 @@ def test_no_end(tmp_path, capsys):
 
 def test_run_without_evaluation(tmp_path):
     """--eval-episodes 0: one episode is played."""
-    flags = *QUICK, "--eval-episodes=0", f"--runs-dir={tmp_path}"
+    flags = *SAC_FLAGS, "--eval-episodes=0", f"--runs-dir={tmp_path}"
     assert len(play(helpers.train("sac_continuous", *flags)["run_dir"], numbers=True)) == 1
 
 

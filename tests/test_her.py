@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from helpers import QUICK, main, metrics, run_dir, same, source, train
-from test_checkpoints import at_call, checkpoint, refusal, same_run
+from helpers import QUICK, main, metrics, read_checkpoint, run_dir, same, source, train
+from processes import at_call, refusal, same_run
 
 import her_utils
 import sac_her_continuous as sac_her
@@ -636,14 +636,14 @@ def test_it_drops_into(script, with_her, batches, tmp_path, monkeypatch):
     assert len(batches) == 160
     check_rewards(batches, PointReach())
     whole = run_dir(tmp_path / "whole")
-    parts = checkpoint(whole)["parts"]
+    parts = read_checkpoint(whole)["parts"]
     assert (parts["replay"]["oldest"], parts["replay"]["newest"]) == (0, 200)
     assert parts["agent"]["q_optimizer.t"] == 160
     stop_at(monkeypatch, 199)
     with pytest.raises(ZeroDivisionError):
         with_her(script, *flags, tmp_path / "stopped")
     stopped = run_dir(tmp_path / "stopped")
-    assert checkpoint(stopped)["progress"]["step"] == 198
+    assert read_checkpoint(stopped)["progress"]["step"] == 198
     with_her(script, "--resume", stopped / "checkpoint.pt")
     same_run(stopped, whole)
 
@@ -659,7 +659,7 @@ def whole(tmp_path_factory):
 def test_sac_with_these_lines_is_the_script(with_her, whole, tmp_path):
     flags = [*FLAGS, "--buffer-size=120", "--env-id=PointReach-v0", "--runs-dir", tmp_path / "runs"]
     with_her("sac_continuous", *flags)
-    same(checkpoint(run_dir(tmp_path / "runs"))["parts"], checkpoint(whole)["parts"])
+    same(read_checkpoint(run_dir(tmp_path / "runs"))["parts"], read_checkpoint(whole)["parts"])
 
 
 # === The script ===================================================================================
@@ -684,7 +684,7 @@ def test_stopped_by_a_signal(step, whole, tmp_path, monkeypatch, capsys):
     assert f"\nstopped at step {step}: --resume {run_dir(tmp_path)}" in capsys.readouterr().out
     main(SCRIPT, "--resume", run_dir(tmp_path) / "checkpoint.pt")
     same_run(run_dir(tmp_path), whole)
-    replay = checkpoint(run_dir(tmp_path))["parts"]["replay"]
+    replay = read_checkpoint(run_dir(tmp_path))["parts"]["replay"]
     assert (replay["oldest"], replay["newest"]) == (100, 200)
     rows = torch.arange(100, 200) % 120
     assert replay["begin"][rows].tolist() == [100] * 50 + [150] * 50
@@ -704,7 +704,7 @@ def test_failed_between_two_flights(reset, whole, tmp_path, monkeypatch):
     at_call(monkeypatch, PointReach, "reset", 3 + reset, fault)
     with pytest.raises(ZeroDivisionError):
         main(SCRIPT, *FLAGS, "--buffer-size=120", "--runs-dir", tmp_path)
-    stopped = checkpoint(run_dir(tmp_path))
+    stopped = read_checkpoint(run_dir(tmp_path))
     assert stopped["progress"]["step"] == 50 * reset - 1 == stopped["parts"]["replay"]["added"]
     assert stopped["parts"]["replay"]["newest"] == 50 * (reset - 1)
     main(SCRIPT, "--resume", run_dir(tmp_path) / "checkpoint.pt")
@@ -721,11 +721,11 @@ def test_killed_between_checkpoints(whole, tmp_path, monkeypatch):
     at_call(monkeypatch, PointReach, "step", 50 + 190, copy)
     flags = [*FLAGS, "--buffer-size=120", "--checkpoint-frequency=130"]
     main(SCRIPT, *flags, "--runs-dir", tmp_path / "runs")
-    assert checkpoint(killed)["progress"]["step"] == 130
+    assert read_checkpoint(killed)["progress"]["step"] == 130
     assert metrics(killed)[-1]["global_step"] == "180"
     main(SCRIPT, "--resume", killed / "checkpoint.pt")
     for folder in (killed, run_dir(tmp_path / "runs")):
-        same(checkpoint(folder)["parts"], checkpoint(whole)["parts"])
+        same(read_checkpoint(folder)["parts"], read_checkpoint(whole)["parts"])
         same(metrics(folder), metrics(whole))
 
 
@@ -736,7 +736,7 @@ def test_a_flight_that_cannot_be_put_back_has_ended(tmp_path, capsys):
     capsys.readouterr()
     main(SCRIPT, "--resume", folder / "checkpoint.pt", "--total-timesteps=130")
     assert "note: this environment cannot be put back exactly" in capsys.readouterr().out
-    replay = checkpoint(folder)["parts"]["replay"]
+    replay = read_checkpoint(folder)["parts"]["replay"]
     assert (replay["oldest"], replay["newest"]) == (0, 125)
     assert replay["begin"][:125].tolist() == [0] * 50 + [50] * 25 + [75] * 50
     assert replay["end"][:125].tolist() == [50] * 50 + [75] * 25 + [125] * 50
@@ -748,7 +748,7 @@ def test_a_longer_run_has_a_larger_buffer(tmp_path):
     main(SCRIPT, *FLAGS, "--total-timesteps=120", "--runs-dir", tmp_path / "twice")
     once, twice = (run_dir(tmp_path / name) for name in ("once", "twice"))
     main(SCRIPT, "--resume", twice / "checkpoint.pt", "--total-timesteps=220")
-    same(checkpoint(twice)["parts"], checkpoint(once)["parts"])
+    same(read_checkpoint(twice)["parts"], read_checkpoint(once)["parts"])
 
 
 def test_it_stands_alone_with_her_utils(tmp_path):
@@ -900,7 +900,9 @@ def test_without_hindsight_it_is_sac(tmp_path):
     flags = [*FLAGS, "--total-timesteps=120", "--runs-dir"]
     main(SCRIPT, *flags, tmp_path / "goals", "--n-sampled-goal=0", "--env-id=OneStepGoal-v0")
     main("sac_continuous", *flags, tmp_path / "plain", "--env-id=OneStepPlain-v0")
-    goals, plain = (checkpoint(run_dir(tmp_path / name))["parts"] for name in ("goals", "plain"))
+    goals, plain = (
+        read_checkpoint(run_dir(tmp_path / name))["parts"] for name in ("goals", "plain")
+    )
     for name in ("begin", "end", "oldest", "newest"):
         del goals["replay"][name]
     same(goals, plain)

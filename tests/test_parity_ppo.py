@@ -24,7 +24,7 @@ stable_baselines3 = pytest.importorskip("stable_baselines3")
 HIDDEN, STEPS, ENVS, EPSILON = 8, 15, 2, 0.2
 
 
-def train(tmp_path, monkeypatch, **settings):
+def one_iteration(tmp_path, monkeypatch, **settings):
     """An iteration of train(): what each gradient step began with, and what it came to."""
     seen, parts = {"weights": [], "losses": [], "gradients": []}, []
     start, gradient_step, sample = ppo.Run.start, ppo.gradient_step, ppo.minibatches
@@ -107,7 +107,7 @@ def test_losses_and_gradients_are_those_of_the_peer(norm_adv, limit, tmp_path, m
     settings |= {"max_grad_norm": limit, "learning_rate": 0.03, "update_epochs": 4}
     # The peer normalises in every minibatch; where there is just one, so do we.
     settings |= {"num_minibatches": 1 if norm_adv else 2}
-    actor, seen = train(tmp_path, monkeypatch, **settings)
+    actor, seen = one_iteration(tmp_path, monkeypatch, **settings)
 
     (((batch, *_), advantage),) = seen["gae"]
     advantage = advantage.flatten()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
-from helpers import QUICK, main, metrics, run_dir, same
+from helpers import QUICK, main, metrics, read_checkpoint, run_dir, same
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import (
@@ -22,7 +22,7 @@ from oracles import (
     spread_out,
     watch,
 )
-from test_checkpoints import at_call, checkpoint, refusal, same_run
+from processes import at_call, refusal, same_run
 
 import td3_continuous as td3
 import td3_per_continuous as per
@@ -506,7 +506,7 @@ def test_alpha_zero_weighs_all_alike(tmp_path):
     for alpha in (0.0, 0.6):
         runs = str(tmp_path / str(alpha))
         folder = per.train(per.Args(**SMALL | changed, per_alpha=alpha, runs_dir=runs))["run_dir"]
-        stored = checkpoint(folder)["parts"]["replay"]["priority"]
+        stored = read_checkpoint(folder)["parts"]["replay"]["priority"]
         assert stored.shape == (30,) and (stored == 1).all() == (alpha == 0)
         weight = [float(row["weight"]) for row in metrics(folder) if row["weight"]]
         assert len(weight) == 50 and (min(weight) == max(weight) == 1) == (alpha == 0)
@@ -531,7 +531,7 @@ def test_with_uniform_draws_it_is_td3(flags, tmp_path, monkeypatch):
         module.train(module.Args(**fixed | flags | {"runs_dir": str(tmp_path)}))["run_dir"]
         for module in (td3, per)
     ]
-    one, other = (checkpoint(folder) for folder in folders)
+    one, other = (read_checkpoint(folder) for folder in folders)
     assert other["parts"]["replay"].pop("priority").std() > 0.1
     same(other["parts"], one["parts"])
     same(other["progress"]["generators"], one["progress"]["generators"])
@@ -591,7 +591,7 @@ def test_stopped_by_a_signal(step, whole, tmp_path, monkeypatch, capsys):
     assert f"\nstopped at step {step}: --resume {run_dir(tmp_path)}" in capsys.readouterr().out
     main(SCRIPT, "--resume", run_dir(tmp_path) / "checkpoint.pt")
     same_run(run_dir(tmp_path), whole)
-    assert len(checkpoint(whole)["parts"]["replay"]["priority"].unique()) > 60
+    assert len(read_checkpoint(whole)["parts"]["replay"]["priority"].unique()) > 60
 
 
 def test_a_longer_run_has_a_larger_tree(tmp_path, capsys):
@@ -603,8 +603,8 @@ def test_a_longer_run_has_a_larger_tree(tmp_path, capsys):
     capsys.readouterr()
     main(SCRIPT, "--resume", twice / "checkpoint.pt", "--total-timesteps=200")
     assert "total_timesteps is now 200, not 120" in capsys.readouterr().out
-    same(checkpoint(twice)["parts"], checkpoint(once)["parts"])
-    assert checkpoint(once)["parts"]["replay"]["priority"].shape == (200,)
+    same(read_checkpoint(twice)["parts"], read_checkpoint(once)["parts"])
+    assert read_checkpoint(once)["parts"]["replay"]["priority"].shape == (200,)
 
 
 # === Flags ========================================================================================

@@ -1,6 +1,6 @@
 """PPO: its formulas, what becomes of a batch, what it learns, and how a run goes on.
 
-What it shares with the off-policy scripts is in test_runs.py.
+What it shares with the off-policy scripts is in the files that run for every script.
 """
 
 import copy
@@ -21,19 +21,9 @@ import pytest
 import torch
 import tyro
 import worlds
-from helpers import QUICK, child, main, metrics, run_dir, same
+from helpers import QUICK, child, main, metrics, read_checkpoint, run_dir, same
 from oracles import ACT, OBS, B, log_normal
-from test_checkpoints import (
-    PROCESSES,
-    at_call,
-    begin,
-    checkpoint,
-    die,
-    posix,
-    refusal,
-    refused,
-    wait,
-)
+from processes import PROCESSES, at_call, begin, die, posix, refusal, refused, wait
 
 import ppo_continuous as ppo
 
@@ -73,14 +63,14 @@ def seed():
 
 
 @pytest.fixture
-def go(tmp_path_factory):
+def ppo_run(tmp_path_factory):
     """Train here and now, quickly unless told otherwise, in a fresh --runs-dir."""
 
-    def go(**settings):
+    def ppo_run(**settings):
         runs_dir = str(tmp_path_factory.mktemp("runs"))
         return ppo.train(dataclasses.replace(BASE, **{"runs_dir": runs_dir} | settings))
 
-    return go
+    return ppo_run
 
 
 @pytest.fixture
@@ -304,7 +294,7 @@ def test_actor(monkeypatch):
 
 # === A batch ======================================================================================
 @pytest.mark.parametrize("env_id", ["worlds:Lopsided-v0", "Pendulum-v1"])
-def test_ratio_is_one_before_the_first_update(env_id, go, calls, monkeypatch):
+def test_ratio_is_one_before_the_first_update(env_id, ppo_run, calls, monkeypatch):
     """In every iteration, to the policy that acted, although many actions are out of bounds.
 
     That of the first one saw observations that were not normalised yet; its mean is 0 either way.
@@ -325,7 +315,7 @@ def test_ratio_is_one_before_the_first_update(env_id, go, calls, monkeypatch):
 
     monkeypatch.setattr(ppo.Actor, "sampler", watched)
     seen = calls("gaussian_log_prob", "surrogate")
-    go(env_id=env_id, num_envs=2, update_epochs=1, num_minibatches=1, learning_rate=0.01)
+    ppo_run(env_id=env_id, num_envs=2, update_epochs=1, num_minibatches=1, learning_rate=0.01)
     ratios = [args[1] for name, args, _ in seen if name == "surrogate"][::2]
     stored = [result for name, _, result in seen if name == "gaussian_log_prob"][::3]
     assert len(ratios) == len(stored) == 6
@@ -337,10 +327,10 @@ def test_ratio_is_one_before_the_first_update(env_id, go, calls, monkeypatch):
     assert torch.cat(beyond).float().mean() > 0.2
 
 
-def test_the_environment_sees_legal_actions(go, batches, monkeypatch):
+def test_the_environment_sees_legal_actions(ppo_run, batches, monkeypatch):
     """The bounds' own units, clipped."""
     monkeypatch.setattr(worlds.Bounds, "seen", [])
-    go(env_id="worlds:Lopsided-v0", total_timesteps=SIZE)
+    ppo_run(env_id="worlds:Lopsided-v0", total_timesteps=SIZE)
     space = gym.make("worlds:Lopsided-v0").action_space
     assert all(space.contains(action) for action in worlds.Bounds.seen)
     (batch,) = batches()
@@ -351,9 +341,9 @@ def test_the_environment_sees_legal_actions(go, batches, monkeypatch):
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])
-def test_stored_transitions(num_envs, go, batches):
+def test_stored_transitions(num_envs, ppo_run, batches):
     """None crosses an episode, each has its true last observation, and only a true end is one."""
-    go(env_id=STAGGERED, num_envs=num_envs)
+    ppo_run(env_id=STAGGERED, num_envs=num_envs)
     for batch in batches():
         shapes = [tuple(x.shape) for x in batch]
         each = (SIZE, num_envs)
@@ -371,16 +361,16 @@ def test_stored_transitions(num_envs, go, batches):
     assert ((share > 0) & (share < 1)).any() == (num_envs > 1), "they end at different times"
 
 
-def test_processes_change_nothing(go, calls):
+def test_processes_change_nothing(ppo_run, calls):
     """--async-envs: the same rollouts, so the same weights."""
     seen = calls("make_envs")
     here, there = (
-        go(env_id=STAGGERED, num_envs=3, total_timesteps=120, async_envs=async_envs)
+        ppo_run(env_id=STAGGERED, num_envs=3, total_timesteps=120, async_envs=async_envs)
         for async_envs in (False, True)
     )
     kinds = [isinstance(envs, gym.vector.AsyncVectorEnv) for _, _, envs in seen]
     assert kinds == [False, True]
-    same(*(checkpoint(results["run_dir"])["parts"] for results in (here, there)))
+    same(*(read_checkpoint(results["run_dir"])["parts"] for results in (here, there)))
     assert metrics(here["run_dir"]) == metrics(there["run_dir"])
 
 
@@ -395,26 +385,26 @@ worlds.register("Dicing", Dicing, 5)
 
 
 @pytest.mark.parametrize("async_envs", [False, True])
-def test_shared_generators_obey_the_seed(async_envs, go, batches):
+def test_shared_generators_obey_the_seed(async_envs, ppo_run, batches):
     """Same seed, same run; and no environment repeats the draws of another."""
     settings = {"env_id": "test_ppo:Dicing-v0", "num_envs": 3, "total_timesteps": 60}
     for seed in (1, 1, 2):
-        go(async_envs=async_envs, seed=seed, **settings)
+        ppo_run(async_envs=async_envs, seed=seed, **settings)
     first, second, other = (batch.obs[..., 0] for batch in batches())
     assert torch.equal(first, second) and not torch.equal(first, other)
     assert len(first.unique()) == first.numel()
 
 
-def test_same_seed_same_run_of_several_environments(go):
-    first, second, other = (go(num_envs=2, seed=seed) for seed in (1, 1, 2))
-    same(*(checkpoint(results["run_dir"])["parts"] for results in (first, second)))
+def test_same_seed_same_run_of_several_environments(ppo_run):
+    first, second, other = (ppo_run(num_envs=2, seed=seed) for seed in (1, 1, 2))
+    same(*(read_checkpoint(results["run_dir"])["parts"] for results in (first, second)))
     assert metrics(first["run_dir"]) == metrics(second["run_dir"]) != metrics(other["run_dir"])
 
 
 @pytest.mark.parametrize("num_envs, log_frequency", [(1, 50), (3, 100), (3, 1)])
-def test_rows(num_envs, log_frequency, go, batches):
+def test_rows(num_envs, log_frequency, ppo_run, batches):
     """Every episode of every environment is counted once, where it ended, with its own return."""
-    results = go(env_id=STAGGERED, num_envs=num_envs, log_frequency=log_frequency)
+    results = ppo_run(env_id=STAGGERED, num_envs=num_envs, log_frequency=log_frequency)
     rows = {int(row["global_step"]): row for row in metrics(results["run_dir"])}
     size, step, episodes, ended = SIZE * num_envs, 0, 0, []
     sums = np.zeros((num_envs, 2))
@@ -437,18 +427,18 @@ def test_rows(num_envs, log_frequency, go, batches):
 
 
 @pytest.mark.parametrize("world", ["Endless", "Ending", "Both"])
-def test_episodes_of_several_environments(world, go):
+def test_episodes_of_several_environments(world, ppo_run):
     """Cut, terminated or both: three environments finish an episode of 5 steps together."""
-    rows = metrics(go(env_id=f"worlds:{world}-v0", num_envs=3)["run_dir"])
+    rows = metrics(ppo_run(env_id=f"worlds:{world}-v0", num_envs=3)["run_dir"])
     for row in rows:
         assert int(row["episodes"]) == int(row["global_step"]) // 5
         assert (row["episodic_return"], row["episodic_length"]) == ("5.0", "5.0")
     assert [row["global_step"] for row in rows] == ["60", "120", "180", "240"]
 
 
-def test_steps_are_rounded_up(go):
+def test_steps_are_rounded_up(ppo_run):
     """To whole iterations of 3 times 20 steps."""
-    results = go(num_envs=3, total_timesteps=121)
+    results = ppo_run(num_envs=3, total_timesteps=121)
     assert results["global_step"] == 180
     assert metrics(results["run_dir"])[-1]["global_step"] == "180"
 
@@ -475,10 +465,10 @@ def test_refused(flags, culprit, tmp_path):
 
 
 @pytest.mark.parametrize("num_steps, num_minibatches", [(SIZE, SIZE), (1, 1)])
-def test_minibatches_and_batches_of_one(num_steps, num_minibatches, go):
+def test_minibatches_and_batches_of_one(num_steps, num_minibatches, ppo_run):
     """Nothing is divided by a deviation of 0: the run would stop at a number that is not finite."""
     settings = {"num_steps": num_steps, "num_minibatches": num_minibatches, "clip_vloss": True}
-    results = go(total_timesteps=60, log_frequency=1, **settings)
+    results = ppo_run(total_timesteps=60, log_frequency=1, **settings)
     assert results["global_step"] == 60
     for row in metrics(results["run_dir"]):
         assert {"value_loss", "explained_variance", "kl"} < row.keys()
@@ -488,13 +478,13 @@ def test_minibatches_and_batches_of_one(num_steps, num_minibatches, go):
 
 # === Updates ======================================================================================
 @pytest.mark.parametrize("target_kl", [0.0, 1e-6, 0.02, 1e9])
-def test_target_kl(target_kl, go, calls):
+def test_target_kl(target_kl, ppo_run, calls):
     """The first minibatch that is too far ends all epochs, before its step; 0 measures none.
 
     On the first minibatch the divergence is 0: with a tiny goal there is one update, no more.
     """
     seen, made = calls("gaussian_kl", "gradient_step", "collect"), []
-    go(target_kl=target_kl, learning_rate=0.02, update_epochs=4)
+    ppo_run(target_kl=target_kl, learning_rate=0.02, update_epochs=4)
     for name, _, result in seen:
         if name == "collect":
             made.append([])
@@ -514,7 +504,7 @@ def test_target_kl(target_kl, go, calls):
 
 
 @pytest.mark.parametrize("anneal_lr", [True, False])
-def test_learning_rate(anneal_lr, go, monkeypatch):
+def test_learning_rate(anneal_lr, ppo_run, monkeypatch):
     """It falls by the same amount in each iteration, towards 0 after the last one; or stays."""
     rates, real = [], ppo.gradient_step
 
@@ -523,12 +513,12 @@ def test_learning_rate(anneal_lr, go, monkeypatch):
         real(optimizer, *args)
 
     monkeypatch.setattr(ppo, "gradient_step", gradient_step)
-    go(anneal_lr=anneal_lr, learning_rate=0.012)
+    ppo_run(anneal_lr=anneal_lr, learning_rate=0.012)
     expected = np.arange(12, 0, -1) / 1000 if anneal_lr else np.full(12, 0.012)
     np.testing.assert_allclose(rates, np.repeat(expected, 8))
 
 
-def test_observations_are_normalised_alike_within_an_iteration(go, batches, monkeypatch):
+def test_observations_are_normalised_alike_within_an_iteration(ppo_run, batches, monkeypatch):
     """Acting, V and the update see the same moments: those of all observations before.
 
     Only the first rollout is acted without any; the update that follows has its own. They are saved
@@ -560,7 +550,7 @@ def test_observations_are_normalised_alike_within_an_iteration(go, batches, monk
     monkeypatch.setattr(ppo.Actor, "sampler", act)
     monkeypatch.setattr(ppo.Run, "start", begin)
     monkeypatch.setattr(ppo.Run, "after_step", close)
-    results = go(num_envs=2, eval_frequency=80)
+    results = ppo_run(num_envs=2, eval_frequency=80)
     all_obs = torch.cat([batch.obs for batch in batches()]).flatten(0, 1).double().numpy()
     assert len(all_obs) == 240
     so_far = [np.array([[0.0] * 3, [1.0] * 3])]
@@ -582,23 +572,23 @@ def test_observations_are_normalised_alike_within_an_iteration(go, batches, monk
     assert torch.equal(actor(obs), results["actor"](obs))
 
 
-def test_without_normalisation(go, calls, batches):
+def test_without_normalisation(ppo_run, calls, batches):
     """Networks get observations as they are, and the advantages are of the rewards themselves."""
     seen = calls("gae")
-    actor = go(norm_obs=False, norm_reward=False)["actor"]
+    actor = ppo_run(norm_obs=False, norm_reward=False)["actor"]
     obs = 100 * torch.randn(9, 3)
     assert torch.equal(actor(obs), actor.net(obs).clamp(-1, 1))
     for (_, (used, *_), _), batch in zip(seen, batches(), strict=True):
         assert torch.equal(used.reward, batch.reward)
 
 
-def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return(go, calls, batches):
+def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return(ppo_run, calls, batches):
     """Of what each episode has brought until each step, over the rollouts' borders, in all so far.
 
     What is left beyond 10 is cut.
     """
     seen = calls("gae")
-    results = go(env_id=STAGGERED, num_envs=3, gamma=0.9)
+    results = ppo_run(env_id=STAGGERED, num_envs=3, gamma=0.9)
     so_far, last = [], np.zeros(3)
     for (_, (scaled, *_), _), raw in zip(seen, batches(), strict=True):
         for reward, ended in zip(raw.reward.numpy(), raw.ended.numpy(), strict=True):
@@ -607,7 +597,7 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return(go, calls,
         unit = np.std(so_far)
         np.testing.assert_allclose(scaled.reward, raw.reward / unit, rtol=1e-4)
     assert np.shape(so_far) == (80, 3)
-    moments = checkpoint(results["run_dir"])["parts"]["agent"]
+    moments = read_checkpoint(results["run_dir"])["parts"]["agent"]
     assert moments["return_moments.var"].item() == pytest.approx(np.var(so_far), rel=1e-4)
 
     # Before this, all was small and often: so little changes the unit.
@@ -618,10 +608,10 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return(go, calls,
 
 
 @pytest.mark.parametrize("norm_adv", [True, False])
-def test_advantages_are_normalised_over_the_iteration(norm_adv, go, calls):
+def test_advantages_are_normalised_over_the_iteration(norm_adv, ppo_run, calls):
     """With mean 0 and deviation 1 over its minibatches together; or as they are."""
     seen = calls("surrogate", "gae")
-    go(env_id=STAGGERED, norm_adv=norm_adv, update_epochs=1)
+    ppo_run(env_id=STAGGERED, norm_adv=norm_adv, update_epochs=1)
     plain = [result.flatten() for name, _, result in seen if name == "gae"]
     used = [args[2] for name, args, _ in seen if name == "surrogate"]
     used = torch.stack([x for x in used if len(x) < SIZE]).reshape(12, -1)
@@ -636,10 +626,10 @@ def penalties(folder):
     return [(float(row["kl_coef"]), float(row["kl"])) for row in rows]
 
 
-def test_penalty_adapts_and_is_resumed(go):
+def test_penalty_adapts_and_is_resumed(ppo_run):
     """Each iteration's weight follows from the divergence before it, over a resume too."""
     settings = {"surrogate": "kl-penalty", "anneal_lr": False, "learning_rate": 2e-3}
-    folder = go(**settings, kl_coef=0.25, kl_coef_target=0.004)["run_dir"]
+    folder = ppo_run(**settings, kl_coef=0.25, kl_coef_target=0.004)["run_dir"]
     ppo.resume(str(folder / "checkpoint.pt"), total_timesteps=480)
     rows, beta, factors = penalties(folder), 0.25, set()
     assert len(rows) == 24
@@ -648,21 +638,21 @@ def test_penalty_adapts_and_is_resumed(go):
         factors.add(2 if measured > 0.006 else 0.5 if measured < 0.004 / 1.5 else 1)
         beta *= 2 if measured > 0.006 else 0.5 if measured < 0.004 / 1.5 else 1
     assert len(factors) > 1 and rows[12][0] != 0.25
-    assert {weight for weight, _ in penalties(go()["run_dir"])} == {0}
+    assert {weight for weight, _ in penalties(ppo_run()["run_dir"])} == {0}
 
 
-def test_a_whole_number_is_a_number_too(go):
+def test_a_whole_number_is_a_number_too(ppo_run):
     """A notebook may well write Args(kl_coef=1)."""
-    assert penalties(go(surrogate="kl-penalty", kl_coef=1, total_timesteps=SIZE)["run_dir"])
+    assert penalties(ppo_run(surrogate="kl-penalty", kl_coef=1, total_timesteps=SIZE)["run_dir"])
 
 
-def test_what_holds_the_policy_back(go):
+def test_what_holds_the_policy_back(ppo_run):
     """With many steps on one batch the plain ratio leads far away; clipped or penalised not."""
     many = {"env_id": "worlds:Target-v0", "num_steps": 200, "total_timesteps": 600}
     many |= {"update_epochs": 30, "learning_rate": 3e-3, "num_minibatches": 1, "anneal_lr": False}
     far = {
         kind: np.mean(
-            [kl for _, kl in penalties(go(surrogate=kind, kl_coef=30.0, **many)["run_dir"])]
+            [kl for _, kl in penalties(ppo_run(surrogate=kind, kl_coef=30.0, **many)["run_dir"])]
         )
         for kind in ("unclipped", "clip", "kl-penalty")
     }
@@ -681,27 +671,27 @@ def value_in_reward(results):
     return lambda obs: agent.critic(agent.actor.normalise(obs)).detach() * unit
 
 
-def test_a_time_limit_is_not_death(go):
+def test_a_time_limit_is_not_death(ppo_run):
     """Reward 1 for ever is worth 1 / (1 - gamma) = 10; taken for an end it would be 2.6 to 3.6."""
     settings = {"num_steps": 60, "num_envs": 2, "total_timesteps": 3000}
-    results = go(env_id="worlds:Forever-v0", **FAST | settings)
+    results = ppo_run(env_id="worlds:Forever-v0", **FAST | settings)
     assert value_in_reward(results)(torch.zeros(1, 3)).item() == pytest.approx(10, rel=0.02)
 
 
 @pytest.mark.parametrize("world", ["Ending", "Both"])
-def test_termination_is_the_end_also_at_a_time_limit(world, go):
+def test_termination_is_the_end_also_at_a_time_limit(world, ppo_run):
     """The last step is worth its reward, the first 1 + 0.9 + ... + 0.9^4 = 4.1."""
     settings = {"num_steps": 60, "total_timesteps": 1500}
-    results = go(env_id=f"worlds:{world}-v0", **FAST | settings)
+    results = ppo_run(env_id=f"worlds:{world}-v0", **FAST | settings)
     times = torch.arange(5.0)
     value = value_in_reward(results)(times.unsqueeze(1).expand(5, 3))
     np.testing.assert_allclose(value, (1 - 0.9 ** (5 - times)) / 0.1, atol=0.15)
 
 
-def test_linear_quadratic_regulator(go):
+def test_linear_quadratic_regulator(ppo_run):
     """The learnt return is near that of the best linear policy; doing nothing is far from it."""
     settings = {"num_steps": 100, "num_envs": 4, "total_timesteps": 6000}
-    results = go(env_id="worlds:Regulator-v0", eval_episodes=10, **FAST | settings)
+    results = ppo_run(env_id="worlds:Regulator-v0", eval_episodes=10, **FAST | settings)
     args = dataclasses.replace(BASE, eval_episodes=10)
     trajectories = ppo.evaluate(results["actor"], ppo.make_env("worlds:Regulator-v0"), args)
     starts = [float(trajectory[0][0][0]) for trajectory in trajectories]
@@ -747,7 +737,7 @@ def test_killed_and_resumed(tmp_path, monkeypatch):
         assert process.exitcode not in (0, 1), log.read_text()
         assert ("not bit for bit" in log.read_text()) == (life > 0)
         folder = run_dir(tmp_path / "runs")
-        content = checkpoint(folder)
+        content = read_checkpoint(folder)
         assert content["progress"]["step"] == step
         flags = ["--resume", folder / "checkpoint.pt"]
     assert steps_logged(folder) == [20, 40, 60, 80, 100]
@@ -766,10 +756,10 @@ def test_killed_and_resumed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("call, step", [(7, 0), (47, 40), (95, 80), (239, 220)])
-def test_signal_in_a_rollout(call, step, go, tmp_path, monkeypatch, capsys):
+def test_signal_in_a_rollout(call, step, ppo_run, tmp_path, monkeypatch, capsys):
     """The checkpoint is as of the last iteration's end; resumed, it counts as if never stopped."""
     settings = {"env_id": "worlds:Endless-v0", "eval_frequency": 80, "anneal_lr": False}
-    whole = metrics(go(**settings)["run_dir"])
+    whole = metrics(ppo_run(**settings)["run_dir"])
     copies = parts_after(monkeypatch, "after_step")
     with pytest.MonkeyPatch.context() as patch:
         # An evaluation before it takes five steps.
@@ -777,12 +767,12 @@ def test_signal_in_a_rollout(call, step, go, tmp_path, monkeypatch, capsys):
         happen = lambda *_: signal.raise_signal(signal.SIGTERM)  # noqa: E731
         calls = at_call(patch, worlds.Corridor, "step", number, happen)
         with pytest.raises(KeyboardInterrupt):
-            go(**settings, runs_dir=str(tmp_path))
+            ppo_run(**settings, runs_dir=str(tmp_path))
         assert next(calls) == number + 1, "steps after the signal"
     path = run_dir(tmp_path) / "checkpoint.pt"
     line = capsys.readouterr().out.splitlines()[-1]
     assert line == f"stopped at step {step}: --resume {path}"
-    content = checkpoint(path.parent)
+    content = read_checkpoint(path.parent)
     assert content["progress"]["step"] == step
     assert content["progress"]["episodes"] == step // 5
     if step:
@@ -795,35 +785,35 @@ def test_signal_in_a_rollout(call, step, go, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ["gae", "gradient_step", "adapted"])
-def test_signal_in_an_update(name, go, tmp_path, monkeypatch):
+def test_signal_in_an_update(name, ppo_run, tmp_path, monkeypatch):
     """It does not wait for the update's end; what is kept is the iteration before."""
     copies = parts_after(monkeypatch, "after_step")
     happen = lambda *_: signal.raise_signal(signal.SIGTERM)  # noqa: E731
     number = 33 if name == "gradient_step" else 5
     calls = at_call(monkeypatch, ppo, name, number, happen)
     with pytest.raises(KeyboardInterrupt):
-        go(env_id="worlds:Endless-v0", runs_dir=str(tmp_path))
+        ppo_run(env_id="worlds:Endless-v0", runs_dir=str(tmp_path))
     assert next(calls) == number + 1, "calls after the signal"
-    same(checkpoint(run_dir(tmp_path))["parts"], copies[80])
+    same(read_checkpoint(run_dir(tmp_path))["parts"], copies[80])
 
 
-def test_signal_while_a_row_is_written(go, tmp_path, monkeypatch, batches):
+def test_signal_while_a_row_is_written(ppo_run, tmp_path, monkeypatch, batches):
     """It comes once the run is resumed, and no other rollout is collected first."""
     happen = lambda *_: signal.raise_signal(signal.SIGTERM)  # noqa: E731
     at_call(monkeypatch, ppo.Run, "write_rows", 4, happen)  # the first call is for the header
     with pytest.raises(KeyboardInterrupt):
-        go(env_id="worlds:Endless-v0", runs_dir=str(tmp_path))
+        ppo_run(env_id="worlds:Endless-v0", runs_dir=str(tmp_path))
     assert steps_logged(run_dir(tmp_path)) == [20, 40] and len(batches()) == 3
     main("ppo_continuous", "--resume", run_dir(tmp_path) / "checkpoint.pt")
     assert steps_logged(run_dir(tmp_path)) == [*range(20, 241, 20)]
 
 
-def test_fault_of_a_simulator(go, tmp_path, capsys):
+def test_fault_of_a_simulator(ppo_run, tmp_path, capsys):
     """It propagates, and the last whole iteration is kept."""
     with pytest.raises(ZeroDivisionError, match="a fault of the environment's own"):
-        go(env_id="worlds:Poisoned-exception-v0", runs_dir=str(tmp_path))
+        ppo_run(env_id="worlds:Poisoned-exception-v0", runs_dir=str(tmp_path))
     assert "stopped at step 20: --resume" in capsys.readouterr().out
-    assert checkpoint(run_dir(tmp_path))["progress"]["step"] == 20
+    assert read_checkpoint(run_dir(tmp_path))["progress"]["step"] == 20
 
 
 class Unwell(worlds.Corridor):
@@ -845,14 +835,14 @@ for how in ("dead", "stuck"):
 
 
 @pytest.mark.parametrize("how", ["dead", "stuck"])
-def test_a_lost_process_ends_the_run(how, go, tmp_path, monkeypatch):
+def test_a_lost_process_ends_the_run(how, ppo_run, tmp_path, monkeypatch):
     """In one message, with the last whole iteration kept, and with no process left."""
     monkeypatch.setattr(ppo, "ANSWER_SECONDS", 1)
     monkeypatch.setattr(ppo.Workers.step_wait, "__defaults__", (1,))
     settings = {"num_envs": 2, "num_steps": 10, "async_envs": True, "runs_dir": str(tmp_path)}
     with pytest.raises(ppo.RunError, match="--async-envs"):
-        go(env_id=f"test_ppo:Unwell-{how}-v0", **settings)
-    assert checkpoint(run_dir(tmp_path))["progress"]["step"] == 40
+        ppo_run(env_id=f"test_ppo:Unwell-{how}-v0", **settings)
+    assert read_checkpoint(run_dir(tmp_path))["progress"]["step"] == 40
     for process in multiprocessing.active_children():
         process.join(5)
         assert process.exitcode is not None
@@ -883,22 +873,22 @@ def test_signals_to_all_processes(number, tmp_path):
     path = run_dir(runs_dir) / "checkpoint.pt"
     assert line == f"stopped at step 0: --resume {path}"
     assert ended == 1 and "Traceback" not in log.read_text()
-    assert checkpoint(path.parent)["progress"]["step"] == 0
+    assert read_checkpoint(path.parent)["progress"]["step"] == 0
 
 
-def test_made_longer(go, capsys):
+def test_made_longer(ppo_run, capsys):
     """A finished run goes on to a larger total, and a row at the old end stays one row."""
-    folder = go(total_timesteps=110, log_frequency=40)["run_dir"]
+    folder = ppo_run(total_timesteps=110, log_frequency=40)["run_dir"]
     assert steps_logged(folder) == [40, 80, 120]
     path = folder / "checkpoint.pt"
     main("ppo_continuous", "--resume", path, "--total-timesteps=240")
     assert "note: total_timesteps is now 240, not 110" in capsys.readouterr().out
     assert steps_logged(folder) == [40, 80, 120, 160, 200, 240]
-    assert checkpoint(folder)["progress"]["step"] == 240
+    assert read_checkpoint(folder)["progress"]["step"] == 240
 
 
-def test_damaged_checkpoint(go):
-    path = Path(go(total_timesteps=SIZE)["run_dir"]) / "checkpoint.pt"
+def test_damaged_checkpoint(ppo_run):
+    path = Path(ppo_run(total_timesteps=SIZE)["run_dir"]) / "checkpoint.pt"
     data = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
         largest = max(archive.infolist(), key=lambda entry: entry.file_size)

@@ -12,16 +12,16 @@ SMALL = {"num_threads": 1, "hidden_dim": 32, "batch_size": 64, "learning_starts"
 SMALL |= {"eval_frequency": 0, "checkpoint_frequency": 0, "eval_episodes": 1}
 FAST = {"gamma": 0.9, "tau": 0.05, "q_lr": 3e-3, "policy_lr": 3e-3}
 # The conventional objective, and enough noise to see all actions.
-SCRIPTS = {
+SETTINGS = {
     "ddpg_continuous": {"exploration_noise": 0.5, "exploration_noise_final": 0.5},
     "td3_continuous": {"exploration_noise": 0.5, "exploration_noise_final": 0.5},
     "sac_continuous": {"autotune": False, "alpha": 0.0},
     "sac_v1_value_net": {"alpha": 0.0},
 }
-every_script = pytest.mark.parametrize("script", SCRIPTS)
+every_script = pytest.mark.parametrize("script", SETTINGS)
 
 
-def train(script, tmp_path, world, **settings):
+def trained_in(script, tmp_path, world, **settings):
     """The agent as it is in model.pt, and the last metrics."""
     module = importlib.import_module(script)
     args = module.Args(
@@ -45,8 +45,8 @@ def q_of(agent, time):
 @every_script
 def test_a_time_limit_is_not_death(script, tmp_path):
     """Reward 1 for ever is worth 1 / (1 - gamma) = 10; taken for an end it would be 3.6."""
-    settings = {"total_timesteps": 800, "tau": 0.2} | SCRIPTS[script]
-    agent, _ = train(script, tmp_path, "Forever", **settings)
+    settings = {"total_timesteps": 800, "tau": 0.2} | SETTINGS[script]
+    agent, _ = trained_in(script, tmp_path, "Forever", **settings)
     assert q_of(agent, 0) == pytest.approx(10, rel=0.02)
 
 
@@ -54,8 +54,8 @@ def test_a_time_limit_is_not_death(script, tmp_path):
 @pytest.mark.parametrize("world", ["Ending", "Both"])
 def test_termination_is_the_end_also_at_a_time_limit(world, script, tmp_path):
     """The last step is worth exactly its reward, the first 1 + 0.9 + ... + 0.9^4 = 4.1."""
-    settings = {"total_timesteps": 1500, "tau": 0.1} | SCRIPTS[script]
-    agent, _ = train(script, tmp_path, world, **settings)
+    settings = {"total_timesteps": 1500, "tau": 0.1} | SETTINGS[script]
+    agent, _ = trained_in(script, tmp_path, world, **settings)
     for time in range(5):
         left = 5 - time
         assert q_of(agent, time) == pytest.approx((1 - 0.9**left) / 0.1, abs=0.1)
@@ -74,7 +74,7 @@ def test_with_a_temperature_entropy_is_worth_something_too(script, c, settings, 
     c is the reward, as scaled. V is Q and the entropy of the action that Q has been told.
     """
     settings = settings | {"alpha": 0.5, "total_timesteps": 1500, "tau": 0.1}
-    agent, last = train(script, tmp_path, "Forever", **settings)
+    agent, last = trained_in(script, tmp_path, "Forever", **settings)
     assert last["entropy"] == pytest.approx(2 * np.log(2), abs=0.1)
     expected = (c + 0.9 * 0.5 * last["entropy"]) / (1 - 0.9)
     assert q_of(agent, 0) == pytest.approx(expected, rel=0.03)
@@ -88,7 +88,7 @@ def test_with_a_temperature_entropy_is_worth_something_too(script, c, settings, 
 def test_entropy_settles_on_its_target_from_both_sides(alpha, tmp_path):
     """Started too cold and too hot; the target is -1 * dim(A) nats."""
     settings = {"alpha": alpha, "alpha_lr": 3e-2, "total_timesteps": 2500, "gamma": 0.0}
-    _, last = train("sac_continuous", tmp_path, "Target", **settings)
+    _, last = trained_in("sac_continuous", tmp_path, "Target", **settings)
     assert last["entropy"] == pytest.approx(-2, abs=0.3)
     assert last["alpha"] != pytest.approx(alpha, rel=0.1)
 
@@ -112,7 +112,7 @@ def test_linear_quadratic_regulator(script, rel, atol, tmp_path):
         p = q + a**2 * p - (a * b * p) ** 2 / (r + b**2 * p)
     gain = a * b * p / (r + b**2 * p)
     settings = REGULATED[script] | {"gamma": 0.99, "eval_episodes": 10}
-    agent, last = train(script, tmp_path, "Regulator", **settings)
+    agent, last = trained_in(script, tmp_path, "Regulator", **settings)
 
     best = []
     module = importlib.import_module(script)

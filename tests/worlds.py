@@ -41,7 +41,7 @@ class Bounds(gym.Env):
 
     def __init__(self, low: tuple = (3.0, -1.0), high: tuple = (11.0, 0.0)):
         self.observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
-        self.action_space = gym.spaces.Box(np.float32(low), np.float32(high))
+        self.action_space = gym.spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple:
         super().reset(seed=seed)
@@ -77,6 +77,24 @@ class Target(Corridor):
     def step(self, action: np.ndarray) -> tuple:
         obs, _, *rest = super().step(action)
         return obs, -float(np.sum((action - 0.3) ** 2)), *rest
+
+
+class Changing(Corridor):
+    """What it does changes between two runs, for a reason that no seed can put back."""
+
+    now = ""  # what has changed
+
+    def observe(self) -> np.ndarray:
+        changed = self.now == "start" and self.time == 0
+        changed |= self.now == "observation" and self.time == 3
+        return super().observe() + self.dtype.type(changed)
+
+    def step(self, action: np.ndarray) -> tuple:
+        obs, reward, terminated, truncated, info = super().step(action)
+        late = self.time == 3
+        terminated |= late and self.now == "terminated"
+        truncated |= late and self.now == "truncated"
+        return obs, reward + (late and self.now == "reward"), terminated, truncated, info
 
 
 class Regulator(Corridor):
@@ -158,3 +176,4 @@ for what in ("observation", "reward", "exception"):
 for space in ("dictionary", "image", "symbol", "discrete", "unbounded", "matrix"):
     register(f"Odd-{space}", Odd, 10, space=space)
 register("Stateful", Stateful, 40)
+register("Changing", Changing, 40)

@@ -249,7 +249,7 @@ def play(env: gym.Env, actor: torch.nn.Module, script: ModuleType, settings: Any
     """The return of an episode from each of these starts."""
     returns = []
     for seed in seeds:
-        script.EVAL_SEED = seed
+        script.EVAL_SEED = seed  # type: ignore[attr-defined]
         (episode,) = script.evaluate(actor, env, settings)
         returns.append(sum(reward for _, _, reward, *_ in episode))
         print(f"episode {len(returns)}, seed {seed}: {returns[-1]} in {len(episode)} steps")

@@ -35,7 +35,6 @@ DIFFERENT = {
     ),
     "FIXED": ([REPLAY, {PPO}], "there is no buffer in PPO, and other switches"),
     "check_args": ([REPLAY, {PPO}], "PPO's batch is not taken from a buffer"),
-    "processor_settings": ([REPLAY, {PPO}], "PPO's products are too small to gain"),
     "make_env": ([REPLAY - {HER} | {PPO}, {HER}], "HER's flattens goals"),
     "PROGRESS": ([REPLAY, {PPO}], "the unfinished episode is begun anew in PPO"),
     "Run": ([REPLAY, {PPO}], "one environment, put back exactly; several, begun anew"),

@@ -1,0 +1,234 @@
+"""Puts each slip of the tables in tests/slips into a copy of the project: is it caught?
+
+    python tests/check_slips.py [--file td3_continuous.py] [--name adam] [--processes 2]
+
+A slip is a line that somebody could have written wrong. Its entry in a table:
+
+    [[slip]]
+    name = "one-critic-in-the-target"   # one name, one slip
+    files = ["sac_continuous.py"]       # each gets a slip of its own
+    where = "soft_value"                # the function, method or class that holds the line
+    right = "torch.minimum(q1, q2)"     # this text stands in it exactly once
+    wrong = "q1"
+    why = "The larger of two estimates is where the error is: the target grows without end."
+    tests = ["tests/test_formulas.py::test_soft_value"]   # of these one fails at least
+
+In `tests`, {script} becomes the file's name without .py. A slip is caught if one of its tests
+fails; it survives if all of them pass. Anything else is an error of the table: a text that is not
+there exactly once, a file that does not parse with it, a test that does not exist. The tests are
+told to pass without a slip by the ordinary run of the suite.
+"""
+
+import ast
+import atexit
+import concurrent.futures
+import contextlib
+import dataclasses
+import importlib
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLES = ROOT / "tests" / "slips"
+COPIED = ("tests", "tools", "benchmarks", "docs", ".github")  # folders; and all files beside them
+OPTIONS = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--tb=no", "-m", "slow or not slow"]
+LIBRARIES = "torch torch._dynamo gymnasium numpy tqdm wandb hypothesis stable_baselines3".split()
+FAILED, NO_TESTS = 1, (4, 5)  # pytest's exit codes
+SECONDS = 300  # more than any one of them takes: a slip may make it endless
+
+
+@dataclasses.dataclass(frozen=True)
+class Slip:
+    """One wrong line in one file."""
+
+    name: str
+    file: str
+    where: str
+    right: str
+    wrong: str
+    why: str
+    tests: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.file}"
+
+
+class SlipError(ValueError):
+    """An entry of a table that cannot be used."""
+
+
+def read_tables(folder: Path = TABLES) -> list[Slip]:
+    """All slips, one for each file that an entry names. Raises SlipError."""
+    slips = []
+    for path in sorted(folder.glob("*.toml")):
+        for entry in tomllib.loads(path.read_text(encoding="utf-8"))["slip"]:
+            expected = {"name", "files", "where", "right", "wrong", "why", "tests"}
+            if entry.keys() != expected:
+                different = sorted(entry.keys() ^ expected)
+                raise SlipError(f"{path.name}: {entry.get('name')}: {different}")
+            for file in entry["files"]:
+                script = Path(file).stem
+                tests = tuple(test.replace("{script}", script) for test in entry["tests"])
+                texts = {key: entry[key] for key in ("name", "where", "right", "wrong", "why")}
+                slips.append(Slip(file=file, tests=tests, **texts))
+    names = [(slip.name, slip.file) for slip in slips]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise SlipError(f"more than once: {sorted(twice)}")
+    return slips
+
+
+def lines_of(where: str, source: str) -> tuple[int, int]:
+    """First and last line, from 0 and exclusive, of a definition: "update", "Run.load", "Args".
+
+    An empty name is the whole file. Raises SlipError.
+    """
+    body = ast.parse(source).body
+    if not where:
+        return 0, len(source.splitlines())
+    for name in where.split("."):
+        kinds = ast.FunctionDef | ast.ClassDef
+        found = [node for node in body if isinstance(node, kinds) and node.name == name]
+        if len(found) != 1:
+            raise SlipError(f"there is no {where}")
+        body = found[0].body
+    return found[0].lineno - 1, found[0].end_lineno
+
+
+def with_slip(slip: Slip, source: str) -> str:
+    """The source with the wrong line in it. Raises SlipError if the right one is not there once."""
+    lines = source.splitlines(keepends=True)
+    first, last = lines_of(slip.where, source)
+    text = "".join(lines[first:last])
+    if text.count(slip.right) != 1:
+        raise SlipError(f"{slip}: the right text is there {text.count(slip.right)} times")
+    changed = "".join(lines[:first]) + text.replace(slip.right, slip.wrong) + "".join(lines[last:])
+    try:
+        ast.parse(changed)
+    except SyntaxError as error:
+        raise SlipError(f"{slip}: {error}") from error
+    return changed
+
+
+def copy_of_the_project() -> Path:
+    place = Path(tempfile.mkdtemp(prefix="slips-"))
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, place)
+    unwanted = shutil.ignore_patterns("results", "__pycache__", "_build", "*.png")
+    for name in COPIED:
+        shutil.copytree(ROOT / name, place / name, ignore=unwanted)
+    return place
+
+
+def load_libraries() -> None:
+    """What every test process needs, so that a fork of this one has it at once."""
+    for name in LIBRARIES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def run_tests(place: Path, tests: tuple[str, ...]) -> None:
+    """The whole of a process: these tests in that folder. Its exit code is pytest's."""
+    import pytest
+
+    os.setsid()  # so that whatever the tests start can be ended with it
+    os.chdir(place)
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != ROOT / "tests"]
+    with open(place / "output.txt", "w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        os._exit(int(pytest.main([*OPTIONS, *tests])))
+
+
+def exit_code(place: Path, tests: tuple[str, ...]) -> int:
+    """Of pytest for these tests in that folder: quickly where there is fork, else anew."""
+    if not hasattr(os, "fork"):
+        with open(place / "output.txt", "w") as output:
+            command = [sys.executable, "-m", "pytest", *OPTIONS, *tests]
+            try:
+                pipes: dict[str, Any] = {"stdout": output, "stderr": output}
+                return subprocess.run(command, cwd=place, timeout=SECONDS, **pipes).returncode
+            except subprocess.TimeoutExpired:
+                return FAILED
+    process = multiprocessing.get_context("fork").Process(target=run_tests, args=(place, tests))
+    process.start()
+    process.join(SECONDS)
+    endless = process.is_alive()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    return FAILED if endless else process.exitcode
+
+
+MINE: list[Path] = []  # of this process: the folder of its copy
+
+
+def fate(slip: Slip) -> tuple[str, float]:
+    """What became of it ("caught", "SURVIVED" or "ERROR: ..."), and after how many seconds."""
+    if not MINE:
+        MINE.append(copy_of_the_project())
+        atexit.register(shutil.rmtree, MINE[0], ignore_errors=True)
+        load_libraries()
+    place = MINE[0]
+    path = place / slip.file
+    source = path.read_text(encoding="utf-8")
+    began = time.perf_counter()
+    try:
+        path.write_text(with_slip(slip, source), encoding="utf-8")
+        code = exit_code(place, slip.tests)
+        outcome = "SURVIVED" if code == 0 else "caught"
+        if code in NO_TESTS:
+            outcome = f"ERROR: {slip}: {(place / 'output.txt').read_text()[-300:]}"
+    except SlipError as error:
+        outcome = f"ERROR: {error}"
+    finally:
+        path.write_text(source, encoding="utf-8")
+    return outcome, time.perf_counter() - began
+
+
+def main(
+    file: str = "", name: str = "", table: str = "", processes: int = os.cpu_count() or 1
+) -> None:
+    """Report survivors; exit code 1 if there is one.
+
+    Args:
+        file: only the slips in this file
+        name: only those whose name contains this
+        table: only those of tests/slips/TABLE.toml
+        processes: how many run at a time
+    """
+    slips = read_tables()
+    if table:
+        wanted = tomllib.loads((TABLES / f"{table}.toml").read_text(encoding="utf-8"))["slip"]
+        names = {entry["name"] for entry in wanted}
+        slips = [slip for slip in slips if slip.name in names]
+    slips = [slip for slip in slips if file in ("", slip.file) and name in slip.name]
+    if not slips:
+        sys.exit("error: there is no such slip")
+    began, bad = time.perf_counter(), []
+    with concurrent.futures.ProcessPoolExecutor(processes) as pool:
+        for slip, (outcome, seconds) in zip(slips, pool.map(fate, slips), strict=True):
+            print(f"{seconds:6.1f} s  {outcome}  {slip}", flush=True)
+            if outcome != "caught":
+                bad.append(slip)
+    seconds = time.perf_counter() - began
+    print(f"{len(slips)} slips, {len(bad)} not caught, {seconds:.0f} s")
+    for slip in bad:
+        print(f"not caught: {slip}: {slip.why}")
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
