@@ -109,7 +109,7 @@ PENDULUM = dict.fromkeys(OFF_POLICY, PENDULUM | {"learning_starts": 180}) | {
 }
 
 
-def scripts(*names: str) -> pytest.MarkDecorator:
+def scripts(*names: Any) -> pytest.MarkDecorator:
     """The test runs for these scripts, through the fixture `script`."""
     return pytest.mark.parametrize("script", names, indirect=True)
 

@@ -109,9 +109,12 @@ def stopped_at(step: int, folder: Path, out: str) -> Path:
     [
         (*ONE, "Pendulum-v1", 500, 12),
         (*ONE, "Hopper-v5", 400, 3),
-        (*ONE, "HalfCheetah-v5", 400, 3),
+        pytest.param(*ONE, "HalfCheetah-v5", 400, 3, marks=pytest.mark.slow),
         *((script, "Pendulum-v1", 400, 2) for script in OFF_POLICY[1:]),
-        *((script, "Hopper-v5", 400, 2) for script in OFF_POLICY[1:]),
+        *(
+            pytest.param(script, "Hopper-v5", 400, 2, marks=pytest.mark.slow)
+            for script in OFF_POLICY[1:]
+        ),
     ],
 )
 def test_killed_at_random_moments(

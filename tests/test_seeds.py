@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import (
     PENDULUM,
+    each_kind,
     metrics,
     off_policy,
     same_training,
@@ -30,6 +31,7 @@ def test_another_seed_another_run(tiny_run, replays):
     assert not torch.equal(one.obs, two.obs) and not torch.equal(one.action, two.action)
 
 
+@each_kind
 @pytest.mark.parametrize(
     "settings",
     [

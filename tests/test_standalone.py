@@ -11,14 +11,17 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import tyro
 from helpers import (
+    OFF_POLICY,
     QUICK,
     TESTS,
+    main,
     metrics,
-    run,
     run_dir,
     same_training,
+    scripts,
     source,
 )
 from packaging.requirements import Requirement
@@ -30,6 +33,11 @@ FINAL = re.compile(
 )
 
 
+@scripts(
+    "sac_continuous",
+    "ppo_continuous",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in OFF_POLICY[1:]),
+)
 def test_a_copy_runs_alone(script, module, tmp_path):
     """Under any name, in an empty folder; and a process of its own comes to the same weights."""
     name = "my homework.py"
@@ -85,10 +93,11 @@ def test_imports_are_declared(script):
         assert {name.split(".")[0] for name in names} <= known
 
 
-def test_help_shows_every_flag(script, module):
-    done = run(script, "--help")
-    assert done.returncode == 0, done.stderr
-    shown = re.sub(r"[\s│]+", "", done.stdout)
+def test_help_shows_every_flag(script, module, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(script, "--help")
+    assert stop.value.code == 0
+    shown = re.sub(r"[\s│]+", "", capsys.readouterr().out)
     tree = ast.parse(text(script))
     (body,) = (node.body for node in tree.body if getattr(node, "name", "") == "Args")
     assert len(body) == 2 * len(dataclasses.fields(module.Args)), "every flag has its text"

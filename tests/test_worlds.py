@@ -51,7 +51,7 @@ def test_a_time_limit_is_not_death(script, tmp_path):
 
 
 @every_script
-@pytest.mark.parametrize("world", ["Ending", "Both"])
+@pytest.mark.parametrize("world", ["Both", pytest.param("Ending", marks=pytest.mark.slow)])
 def test_termination_is_the_end_also_at_a_time_limit(world, script, tmp_path):
     """The last step is worth exactly its reward, the first 1 + 0.9 + ... + 0.9^4 = 4.1."""
     settings = {"total_timesteps": 1500, "tau": 0.1} | SETTINGS[script]
@@ -100,6 +100,7 @@ REGULATED = {
 REGULATED["td3_continuous"] |= {"policy_lr": 1e-3, "tau": 0.1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script, rel, atol", [("sac_continuous", 0.1, 0.15), ("td3_continuous", 0.25, 0.3)]
 )
