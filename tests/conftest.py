@@ -9,6 +9,8 @@ import pytest
 import torch
 from helpers import QUICK, SCRIPTS, TINY, main, one_line
 
+torch.set_num_threads(1)  # there is a process for each core: more threads would wait for each other
+
 
 @pytest.fixture(autouse=True)
 def a_test_of_its_own():
