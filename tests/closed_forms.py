@@ -75,14 +75,12 @@ def train(module: ModuleType, agent: nn.Module, replay: Any, args: Any, updates:
             module.update(agent, batch, args)
 
 
-def critic(agent: nn.Module) -> nn.Module:
-    return agent.q if hasattr(agent, "q") else agent.q1
-
-
 @torch.no_grad()
 def q_of(agent: nn.Module, state: Any, action: Any) -> float:
+    """Q(s, a), the mean of both critics where there are two."""
+    critics = [getattr(agent, name) for name in ("q", "q1", "q2") if hasattr(agent, name)]
     inputs = [torch.as_tensor(x, dtype=torch.float32).reshape(1, -1) for x in (state, action)]
-    return critic(agent)(*inputs).item()
+    return float(np.mean([critic(*inputs).item() for critic in critics]))
 
 
 @torch.no_grad()
@@ -131,7 +129,10 @@ def quadratic_networks(module: ModuleType, widths: list[float]) -> Iterator[None
         if outputs > 1:  # the actor's
             return nn.Sequential(nn.Linear(inputs, outputs))
         features = inputs + inputs * (inputs + 1) // 2
-        return nn.Sequential(Quadratic(widths[:inputs]), nn.Linear(features, outputs))
+        last = nn.Linear(features, outputs)
+        for parameter in last.parameters():  # a large wrong Q would lead the actor far away
+            nn.init.uniform_(parameter, -0.01, 0.01)
+        return nn.Sequential(Quadratic(widths[:inputs]), last)
 
     with mock.patch.object(module, "mlp", mlp):
         yield
@@ -234,7 +235,7 @@ def plane(script: str, seed: int, tuned: bool = False, updates: int = 1200) -> l
     chosen |= {"policy_noise": PLANE_NOISE[0], "noise_clip": PLANE_NOISE[1]}
     chosen |= {"alpha": PLANE_ALPHA, "autotune": False}
     if tuned:
-        chosen |= {"alpha": 0.3, "autotune": True, "alpha_lr": 0.02, "target_entropy_scale": 2.0}
+        chosen |= {"alpha": 0.2, "autotune": True, "alpha_lr": 0.01, "target_entropy_scale": 2.0}
     args = settings(module, **chosen)
     width = 0.15
     torch.manual_seed(seed)

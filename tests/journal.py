@@ -188,13 +188,13 @@ def watched_run(
     initial                        numbers of all networks, before `prepare`
     actors                         weights of the actor after 0, 1, 2, ... steps
     updates                        each with step, batch and the rest of its arguments; where it is
-                                   none that is faked, numbers before and after, gradients by
-                                   optimizer, targets, what it returned, generator
+                                   none that is faked, numbers before and after, noise, gradients
+                                   by optimizer, targets, what it returned, generator
     """
     module = importlib.import_module(script)
-    seen = SimpleNamespace(module=module, updates=[], actors=[])
+    seen = SimpleNamespace(module=module, updates=[], actors=[], noise=[])
     start, update, after_step = module.Run.start, module.update, module.Run.after_step
-    step, critic_loss = module.Adam.step, module.critic_loss
+    step, critic_loss, randn_like = module.Adam.step, module.critic_loss, torch.randn_like
     names: dict[int, str] = {}
 
     def watched_start(run: Any, env: Any, agent: Any, replay: Any) -> Any:
@@ -212,11 +212,13 @@ def watched_run(
 
     def watched_update(agent: Any, batch: Any, *rest: Any) -> Any:
         one = SimpleNamespace(step=seen.run.step, batch=batch, rest=rest, gradients={}, targets=[])
+        one.noise, seen.noise = [], []
         one.added, one.threads = seen.replay.added, torch.get_num_threads()
         seen.updates.append(one)
         if fake is None:
             one.before = numbers(seen.groups)
             one.returned = update(agent, batch, *rest)
+            one.noise = list(seen.noise)
             one.after, one.generator = numbers(seen.groups), torch.get_rng_state()
         else:
             fake(agent)
@@ -229,6 +231,11 @@ def watched_run(
         name = names[id(optimizer)]
         seen.updates[-1].gradients.setdefault(name, []).append(copied(gradients))
         step(optimizer, gradients)
+
+    def watched_randn_like(like: Any) -> Any:
+        drawn = randn_like(like)
+        seen.noise.append(drawn.numpy().astype(np.float64))
+        return drawn
 
     def watched_loss(q: Any, target: Any, *weight: Any) -> Any:
         seen.updates[-1].targets.append(target.double().numpy().copy())
@@ -245,6 +252,7 @@ def watched_run(
         patch.setattr(module, "update", watched_update)
         patch.setattr(module.Adam, "step", watched_step)
         patch.setattr(module, "critic_loss", watched_loss)
+        patch.setattr(torch, "randn_like", watched_randn_like)
         without_waiting(patch, module, files)
         seen.results = module.train(settings_of(script, runs_dir, **changes))
     seen.worlds = list(Wayfarer.made)

@@ -40,7 +40,7 @@ SWITCHED = {
 
 
 @pytest.fixture
-def worlds_made(monkeypatch):
+def clocked_worlds(monkeypatch):
     """All worlds of this test: first those of training, then that of evaluation."""
     made = []
     monkeypatch.setattr(Roaming, "made", made)
@@ -129,14 +129,14 @@ def expected_row(by_hand, one, worlds, number, clock):
 
 @pytest.mark.parametrize("switched", SWITCHED)
 @pytest.mark.parametrize("surrogate", SURROGATES)
-def test_every_column(surrogate, switched, worlds_made, tmp_path, monkeypatch):
+def test_every_column(surrogate, switched, clocked_worlds, tmp_path, monkeypatch):
     """Of three iterations, with an evaluation after each."""
     seen = watch_updates(monkeypatch)
     changes = {"surrogate": surrogate, "eval_frequency": 1, "eval_episodes": 2}
     args = small(tmp_path, **changes | SWITCHED[switched])
     folder = ppo.train(args)["run_dir"]
     rows, by_hand, clock = table(folder), ByHand(args), SimpleNamespace(seconds=0.0)
-    worlds = worlds_made[:ENVS]
+    worlds = clocked_worlds[:ENVS]
     assert len(rows) == len(seen) == 3
     for number, (row, one) in enumerate(zip(rows, seen, strict=True)):
         expected = expected_row(by_hand, one, worlds, number, clock)
@@ -178,16 +178,16 @@ def test_these_columns_tell_the_setting(name, value, columns, tmp_path, monkeypa
         assert any(different), column
 
 
-def test_columns_of_a_resumed_run(worlds_made, tmp_path, monkeypatch):
+def test_columns_of_a_resumed_run(clocked_worlds, tmp_path, monkeypatch):
     """All counters and moments go on; every environment begins anew, its return and length too."""
     seen = watch_updates(monkeypatch)
     changes = {"surrogate": "kl-penalty", "eval_frequency": 1, "eval_episodes": 2}
     args = small(tmp_path, total_timesteps=SIZE, **changes)
     folder = ppo.train(args)["run_dir"]
-    first = worlds_made[:ENVS]
-    worlds_made.clear()
+    first = clocked_worlds[:ENVS]
+    clocked_worlds.clear()
     ppo.resume(str(folder / "checkpoint.pt"), total_timesteps=3 * SIZE)
-    second = worlds_made[:ENVS]
+    second = clocked_worlds[:ENVS]
     rows, by_hand, clock = table(folder), ByHand(args), SimpleNamespace(seconds=0.0)
     assert len(rows) == len(seen) == 3
 
@@ -204,14 +204,14 @@ def test_columns_of_a_resumed_run(worlds_made, tmp_path, monkeypatch):
     assert not all(step.terminated or step.truncated for step in last), "some are left behind"
 
 
-def test_episodes_that_wait_for_a_row_are_resumed_too(worlds_made, tmp_path):
+def test_episodes_that_wait_for_a_row_are_resumed_too(clocked_worlds, tmp_path):
     """The row comes after two iterations, the run is stopped after one."""
     args = small(tmp_path, total_timesteps=SIZE, log_frequency=2 * SIZE)
     folder = ppo.train(args)["run_dir"]
-    first = worlds_made[:ENVS]
-    worlds_made.clear()
+    first = clocked_worlds[:ENVS]
+    clocked_worlds.clear()
     ppo.resume(str(folder / "checkpoint.pt"), total_timesteps=3 * SIZE)
-    second = worlds_made[:ENVS]
+    second = clocked_worlds[:ENVS]
     before, after = episodes_ended(first, 0, STEPS), episodes_ended(second, 0, STEPS)
     both, last = table(folder)
     assert both["global_step"] == 2 * SIZE and last["global_step"] == 3 * SIZE
@@ -221,11 +221,11 @@ def test_episodes_that_wait_for_a_row_are_resumed_too(worlds_made, tmp_path):
     assert last["episodes"] == both["episodes"] + len(episodes_ended(second, STEPS, 2 * STEPS))
 
 
-def test_an_iteration_without_an_end_leaves_two_cells_empty(worlds_made, tmp_path):
+def test_an_iteration_without_an_end_leaves_two_cells_empty(clocked_worlds, tmp_path):
     """Episodes are longer than a rollout of a single step."""
     args = small(tmp_path, num_envs=1, num_steps=1, num_minibatches=1, total_timesteps=12)
     rows = table(ppo.train(args)["run_dir"])
-    (world,) = worlds_made
+    (world,) = clocked_worlds
     count = 0
     for row, step in zip(rows, world.happened, strict=True):
         ended = step.terminated or step.truncated

@@ -233,7 +233,6 @@ def test_rewards_and_observations_that_never_change(monkeypatch):
         before = numbers(agent)
         ppo.update(agent, rollout, args, lambda agent, steps, args: given.append(steps))
         compare_steps(given.pop(), by_hand.look_back(in_float64(rollout), before))
-    assert abs(ppo.update(agent, rollout, args, nothing)["v"]).max() < 1e6
 
 
 def test_steps_remember_the_policy_that_acted(monkeypatch):
@@ -244,7 +243,7 @@ def test_steps_remember_the_policy_that_acted(monkeypatch):
         agent = wild_agent(args)
 
         def step(agent, steps, args, kept=kept):
-            kept.append((steps, [x.clone() for x in steps]))
+            kept.append(steps)
             move(agent)
 
         rollout = made_up_rollout(args, agent)
@@ -255,7 +254,7 @@ def test_steps_remember_the_policy_that_acted(monkeypatch):
         for name, x, expected in zip(FIELDS, steps, copies, strict=True):
             assert torch.equal(x, expected), name
         kl = ppo.update(agent, rollout, args, step)["kl"]
-        assert not any(x.requires_grad for x in kept[0][0])
+        assert not any(x.requires_grad for x in kept[0])
         assert kl > 0.003, "a deviation that moved with the policy would not be seen to move"
 
 
@@ -439,10 +438,7 @@ def test_entropy_is_raised():
 
 
 def test_adam_of_this_script():
-    """Its epsilon is 1e-5: a gradient as small as that moves by half the learning rate.
-
-    Then all parameters of both networks, each by its own gradient.
-    """
+    """Its epsilon is 1e-5: a gradient as small as that moves all weights by half a step."""
     args = small(learning_rate=0.02)
     agent = ppo.Agent(3, 2, args).double()
     agent.optimizer.lr.fill_(0.02)
@@ -688,7 +684,7 @@ def test_the_last_iteration_is_a_whole_one(total, iterations, worlds_made, tmp_p
 
 
 def test_evaluation_moves_nothing(tmp_path, monkeypatch):
-    """Rare or often: the same run, and the actor that is judged has the moments of training."""
+    """Rare or often: the same rollouts, so the same weights, moments and steps of Adam."""
     runs = []
     for every in (0, 1):
         with monkeypatch.context() as patch:
@@ -699,7 +695,7 @@ def test_evaluation_moves_nothing(tmp_path, monkeypatch):
             np.testing.assert_array_equal(often.after[name], value, err_msg=name)
 
 
-def test_evaluation_is_deterministic(worlds_made, tmp_path):
+def test_evaluation_is_deterministic(worlds_made):
     """Twice the same trajectories, of the mean action, each from a start of its own."""
     agent = wild_agent(small()).float()
     agent.actor.moments.update(torch.randn(50, 3))
@@ -725,13 +721,13 @@ def test_evaluation_is_deterministic(worlds_made, tmp_path):
 
 
 # === Seeds and starts =============================================================================
-def names(worlds, first_only=False):
+def names(worlds):
     """Of all episodes of these worlds, in their order."""
     found = []
     for world in worlds:
         steps = world.happened
         begins = [s for n, s in enumerate(steps) if n == 0 or steps[n - 1].next_obs[0] != s.obs[0]]
-        found += [float(step.obs[0]) for step in begins[: 1 if first_only else None]]
+        found += [float(step.obs[0]) for step in begins]
     return found
 
 

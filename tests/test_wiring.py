@@ -42,7 +42,7 @@ from journal import (
     watched_run,
     world_of,
 )
-from oracles import weights
+from oracles import gaussian_sample, mlp, q_value, weights
 
 each = scripts(*WATCHED)
 each_of_seven = scripts(*WATCHED, "ppo_continuous")
@@ -379,6 +379,68 @@ def test_nothing_moves_but_in_an_update(run_of, script):
     for name, parameter in seen.agent.named_parameters():
         final[name.split(".")[0]].append(parameter.detach().double().numpy())
     assert same_numbers(states[-1], final)
+
+
+PACE = {"policy_lr": 0.01, "q_lr": 0.02, "tau": 0.2, "gamma": 0.9, "updates_per_step": 2.0}
+PACE |= {"total_timesteps": 33, "learning_starts": 25}
+
+
+def target_by_hand(script, args, one):
+    """What the critics were to learn, from batch, noise and the weights before an update."""
+    obs, action, reward, next_obs, terminated = (x.double().numpy() for x in one.batch)
+    before = one.before
+    if script == "sac_v1_value_net":
+        value = mlp(before["v_target"], next_obs)[:, 0]
+    elif script in GAUSSIAN:
+        alpha = np.exp(before["log_alpha"][0])
+        next_action, log_prob = gaussian_sample(before["actor"], next_obs, one.noise[0])
+        values = [q_value(before[name], next_obs, next_action) for name in TARGETS[script]]
+        value = np.minimum(*values) - alpha * log_prob
+    else:
+        next_action = np.tanh(mlp(before["actor_target"], next_obs))
+        if script != "ddpg_continuous":
+            bound = args.noise_clip
+            noise = np.clip(args.policy_noise * one.noise[0], -bound, bound)
+            next_action = np.clip(next_action + noise, -1, 1)
+        values = [q_value(before[name], next_obs, next_action) for name in TARGETS[script]]
+        value = np.min(values, axis=0)
+    return reward + args.gamma * (1 - terminated) * value
+
+
+TARGETS = dict.fromkeys(WATCHED, ["q1_target", "q2_target"]) | {"ddpg_continuous": ["q_target"]}
+
+
+@each
+def test_what_each_update_of_a_run_aims_at(run_of, script):
+    """With two updates per step, each has the networks and the temperature of its own time."""
+    changes = {"alpha_lr": 0.3} if script in ("sac_continuous", HER) else {}
+    seen = run_of(script, **PACE | changes)
+    assert len(seen.updates) == 16
+    for one in seen.updates:
+        expected = target_by_hand(script, seen.run.args, one)
+        for target in one.targets:
+            np.testing.assert_allclose(target, expected, rtol=1e-4, atol=1e-4)
+        if "alpha" in one.returned:
+            alpha = np.exp(one.before["log_alpha"][0])
+            assert one.returned["alpha"].item() == pytest.approx(alpha, rel=1e-5)
+            _, log_prob = gaussian_sample(
+                one.before["actor"], one.batch.obs.double().numpy(), one.noise[1]
+            )
+            slope = -alpha * (log_prob.mean() - 2)
+            got = one.gradients["alpha_optimizer"][0][0]
+            assert got == pytest.approx(slope, rel=1e-3, abs=1e-4)
+
+
+@each
+def test_networks_of_a_run_start_apart_and_slow_copies_do_not(run_of, script):
+    start = run_of(script, nothing, nothing).initial
+    names = {name for name in start if name.startswith(("q", "v")) and "target" not in name}
+    for name in names:
+        for other in names - {name}:
+            assert not np.array_equal(start[name][-2], start[other][-2]), (name, other)
+    for name in start:
+        if name.endswith("_target"):
+            assert same_numbers({"": start[name]}, {"": start[name.removesuffix("_target")]})
 
 
 def same_numbers(a, b):
