@@ -823,9 +823,9 @@ class Run:
         if args.track:
             import wandb
 
+            options: dict[str, Any] = {"id": self.dir.name, "dir": self.dir}
             try:
-                name = self.dir.name
-                self.tracker = wandb.init(id=name, dir=self.dir, config=about, resume="allow")
+                self.tracker = wandb.init(config=about, resume="allow", **options)
             except Exception as error:
                 raise RunError(f"--track: {error!r:.300}") from error
         print(f"{self.dir}: replay takes up to {self.replay.table.nbytes:,} B", flush=True)

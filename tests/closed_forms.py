@@ -139,7 +139,13 @@ def quadratic_networks(module: ModuleType, widths: list[float]) -> Iterator[None
 
 
 def regulator_replay(
-    module: ModuleType, problem: Problem, env_id: str, width: float, pairs: int, inside: bool, seed: int
+    module: ModuleType,
+    problem: Problem,
+    env_id: str,
+    width: float,
+    pairs: int,
+    inside: bool,
+    seed: int,
 ) -> Any:
     """A replay with every outcome of so many pairs of state and action, all drawn uniformly.
 
