@@ -62,9 +62,14 @@ def missing() -> str:
     return "" if chromium() else "there is no Chromium: apt-get install chromium"
 
 
+def pages(root: Path) -> list[Path]:
+    """The pages of the site; _static has a piece of the theme that is none."""
+    return [path for path in sorted(root.rglob("*.html")) if "_static" not in path.parts]
+
+
 def dead_links(root: Path) -> list[str]:
     """Links of the pages to files or anchors that do not exist. Needs no browser."""
-    texts = {path: path.read_text(encoding="utf-8") for path in root.rglob("*.html")}
+    texts = {path: path.read_text(encoding="utf-8") for path in pages(root)}
     ids = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in texts.items()}
     faults = []
     for path, text in texts.items():
@@ -107,7 +112,7 @@ def look(root: Path) -> list[str]:
                     "console",
                     lambda said: said.type in ("error", "warning") and report(said.text),
                 )
-                for file in sorted(root.rglob("*.html")):
+                for file in pages(root):
                     where = f"{file.relative_to(root)} {width} {scheme}"
                     page.goto(file.as_uri())
                     for fault in page.evaluate(PROBE):

@@ -37,8 +37,8 @@ html_theme_options = {
     "use_edit_page_button": False,
     "footer_start": [],
     "footer_end": [],
-    "pygments_light_style": "tango",
-    "pygments_dark_style": "monokai",
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
 }
 html_context = {"default_mode": "auto"}
 html_sidebars = {"**": []}

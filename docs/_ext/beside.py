@@ -29,7 +29,7 @@ from pathlib import Path
 from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
-from equations import equation, essence, replace_terms, typeset
+from equations import displayed, equation, essence, replace_terms, typeset
 from script_text import PAPER, Script, script
 from sphinx import addnodes
 from sphinx.util import logging
@@ -97,15 +97,15 @@ class ScriptHead(SphinxDirective):
         label = nodes.literal(path.name, path.name)
         download = addnodes.download_reference("", "", label, reftarget=f"../{path.name}")
         download["refdoc"] = self.env.docname
-        words = [download, nodes.Text(f", lines 1 to {source.end}.")]
+        groups = [nodes.paragraph("", "", download, nodes.Text(f", lines 1 to {source.end}"))]
         for name in source.blocks:
             if name in rooms:
-                words += [nodes.Text(" "), nodes.strong("", rooms[name])]
+                groups.append(nodes.paragraph("", "", nodes.strong("", rooms[name])))
             if "." not in name:
                 code = nodes.literal(name, name)
                 link = nodes.reference("", "", code, refuri=f"#def-{name}", internal=True)
-                words += [nodes.Text(" "), link]
-        return [nodes.container("", nodes.paragraph("", "", *words), classes=["rooms"])]
+                groups[-1] += [nodes.Text(" "), link]
+        return [nodes.container("", *groups, classes=["rooms"])]
 
 
 class Beside(SphinxDirective):
@@ -153,7 +153,7 @@ class Beside(SphinxDirective):
         left += nodes.paragraph("", "", label, classes=["name"])
         text = self.with_terms(self.prose(whole=not any(narrow)))
         self.env.current_document["beside"] = self
-        content = StringList(text.splitlines(), self.state_machine.input_lines.source(0) or "")
+        content = StringList(text.splitlines(), self.get_source_info()[0])
         self.state.nested_parse(content, self.content_offset, left)
         if not self.content or "home" in self.options:
             left += home_link(script_name=name, home=self.options.get("home", ""))
@@ -184,7 +184,7 @@ class Beside(SphinxDirective):
                 message = "%s: the page's formula\n  %s\nand the docstring's\n  %s\ndiffer"
                 self.warn(message, self.name, written, meant)
         elif plain and whole:
-            return f"$$\n{typeset(plain)}\n$$\n\n{text}"
+            return f"$$\n{displayed(plain)}\n$$\n\n{text}"
         return text
 
     def with_terms(self, text: str) -> str:
@@ -213,20 +213,22 @@ class Beside(SphinxDirective):
 
 
 class LineRole(SphinxRole):
-    """{line}`code`: a link to the one line of the block that has this text."""
+    """{line}`code` or {line}`words <code>`: a link to the one line of the block with this code."""
 
     def run(self):
         block = self.env.current_document.get("beside")
-        code = nodes.literal(self.text, self.text)
+        label, text = nodes.literal(self.text, self.text), self.text
+        if match := re.fullmatch(r"(.+?) <(.+)>", self.text, re.DOTALL):
+            label, text = nodes.inline("", match[1]), match[2]
         if block is None:
             log.warning("{line}`%s` stands outside of a block", self.text)
-            return [code], []
-        number = block.number(self.text)
+            return [label], []
+        number = block.number(text)
         ids = []
         if number not in block.linked:
             block.linked[number] = f"at-{number}"
             ids = [f"at-{number}"]
-        link = nodes.reference("", "", code, refuri=f"#L-{number}", internal=True, classes=["at"])
+        link = nodes.reference("", "", label, refuri=f"#L-{number}", internal=True, classes=["at"])
         return [nodes.inline("", "", link, ids=ids)], []
 
 
@@ -251,7 +253,10 @@ def resolve_object(app, env, node, content):
     if node.get("reftype") != "fn":
         return None
     page, name = node["reftarget"].split(" ")
-    if name not in pages_of(env).get(page, {"anchors": {}})["anchors"]:
+    anchors = pages_of(env).get(page, {"anchors": {}})["anchors"]
+    if name not in anchors:
+        name = name.partition(".")[0]  # a class that is drawn in one piece
+    if name not in anchors:
         log.warning("%s does not draw %s", page, name, location=node)
         return content
     return make_refnode(app.builder, node["refdoc"], page, f"def-{name}", content)

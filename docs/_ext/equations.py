@@ -80,6 +80,8 @@ def latex(tokens: list) -> str:
             place = end
         elif text == "N" and after == "(":
             out += r"\mathcal{N}"
+        elif text == "mean" and after == ",":  # the parameter of a Gaussian
+            out += r"\mu "
         elif kind == "name" and after == "~" and tokens[place + 2 : place + 3] != []:
             beyond = tokens[place + 2][1]
             out += rf"\tilde{{{text}}}" if beyond in "|),]" else symbol(text)
@@ -128,6 +130,22 @@ def typeset(text: str) -> str:
     """A plain equation as LaTeX. Raises NotAnEquationError."""
     tokens = [(match.lastgroup, match[0]) for match in TOKEN.finditer(text)]
     return latex(tokens)
+
+
+def displayed(text: str) -> str:
+    """A plain equation as LaTeX of its own, in two lines where it is long."""
+    if len(text) > 55:
+        depth, places = 0, []
+        for place, letter in enumerate(text):
+            depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(letter, 0)
+            if depth == 0 and text[place : place + 3] in (" + ", " - ") and " = " in text[:place]:
+                places.append(place)
+        if places:
+            left, right = text[: places[-1]], text[places[-1] :]
+            head, tail = left.split(" = ", 1)
+            first = rf"{typeset(head)} = {{}} & {typeset(tail)}"
+            return rf"\begin{{aligned}}{first} \\ & {typeset(right.strip())}\end{{aligned}}"
+    return typeset(text)
 
 
 def braced(text: str, opening: int) -> int:

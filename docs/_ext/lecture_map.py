@@ -1,8 +1,8 @@
 """{lecture_map} NAME: the rows of one lecture in docs/lecture_map.toml; each opens its line.
 
 A row has `slide`, `there` (the formula in the lecture's symbols), `where` ("file.py:Object.method";
-nothing after the colon is the whole file), `line` (a text that exactly one line of the object has)
-and, where the notes have something differently, `says`.
+without an object, the docstring of the file), `line` (a text that exactly one line of the object
+has) and, where the notes have something differently, `says`.
 """
 
 import ast
@@ -26,8 +26,8 @@ def find(root: Path, where: str, line: str) -> int:
         raise LookupError(f"{where}: no such file")
     source = (root / file).read_text(encoding="utf-8")
     lines = source.splitlines()
-    first, last = 1, len(lines)
     node = ast.parse(source)
+    first, last = node.body[0].lineno, node.body[0].end_lineno
     for part in name.split(".") if name else ():
         inside = [n for n in node.body if getattr(n, "name", None) == part]
         if not inside:

@@ -7,8 +7,8 @@
     The third trick.
     :::
 
-The argument of `hunk` is a text that lines of exactly one hunk have. All hunks must come, once and
-in order. Lines that differ only in the paper that they cite are not counted as different.
+Each `hunk` draws the next one, and its argument is a text that one of the changed lines has. All
+hunks must come. Lines that differ only in the paper that they cite do not count as different.
 """
 
 import difflib
@@ -83,31 +83,34 @@ class Hunk(SphinxDirective):
     def run(self):
         page = self.env.current_document.get("diff")
         old, new, key = page["old"], page["new"], self.arguments[0]
-        hits = []
-        for place, group in enumerate(page["hunks"]):
-            lines = rows(old, new, group)
-            if any(key in text_of(old, new, row) for row in lines if row[0] != " "):
-                hits.append(place)
-        if len(hits) != 1:
-            message = "%d hunks of %s and %s have %r, not one"
-            log.warning(message, len(hits), old.name, new.name, key, location=self.get_location())
+        place = len(page["drawn"])
+        if place == len(page["hunks"]):
+            self.warn("%s and %s have no more hunks, so none with %r", old.name, new.name, key)
             return []
-        place = hits[0]
         page["drawn"].append(place)
         lines = rows(old, new, page["hunks"][place])
-        numbers = [row[2] for row in lines if row[2]]
+        texts = [text_of(old, new, row) for row in lines if row[0] != " "]
+        if not any(key in text for text in texts):
+            message = "the next hunk of %s and %s begins with %r and has no %r"
+            self.warn(message, old.name, new.name, texts[0].strip(), key)
         left = nodes.container(classes=["prose"])
-        if numbers and (name := new.owner(numbers[-1])):
-            left += nodes.paragraph("", "", self.link(new, name), classes=["name"])
-        elif not numbers and (name := old.owner(lines[0][1])):
-            left += nodes.paragraph("", "", self.link(old, name), classes=["name"])
-        else:
-            left += nodes.paragraph("", "room 7", classes=["name"])
+        left += nodes.paragraph("", "", self.place_of(old, new, lines), classes=["name"])
         self.state.nested_parse(self.content, self.content_offset, left)
         code = nodes.raw("", hunk_html(old, new, lines), format="html")
         return [nodes.container("", left, code, classes=["beside"], ids=[f"hunk-{place + 1}"])]
 
-    def link(self, source: Script, name: str) -> nodes.Node:
+    def warn(self, message: str, *args):
+        log.warning(message, *args, location=self.get_location())
+
+    def place_of(self, old: Script, new: Script, lines: list) -> nodes.Node:
+        """A link to the definition in which the last changed line is."""
+        source, column = (new, 2) if any(row[2] for row in lines if row[0] == "+") else (old, 1)
+        changed = [row for row in lines if row[0] != " " and text_of(old, new, row).strip()]
+        number = [row[column] for row in changed if row[column]][-1]
+        name = source.owner(number)
+        if not name:
+            return nodes.Text("room 7")
+        name = name.partition(".")[0]
         return object_link(self.env.docname, Path(source.name).stem, name)
 
 
@@ -123,7 +126,7 @@ def hunk_html(old: Script, new: Script, lines: list) -> str:
         text = new.coloured[right - 1] if right else old.coloured[left - 1]
         numbers = f'<span class="number">{left or ""}</span>'
         number = right or ""
-        if right and right <= new.end:
+        if right and right <= new.end and text.strip():
             number = f'<a href="{Path(new.name).stem}.html#L-{right}">{right}</a>'
         numbers += f'<span class="number">{number}</span>'
         out.append(f'<span class="line {kinds[sign]}">{numbers}<i>{sign}</i>{text}\n</span>')
@@ -134,13 +137,10 @@ def check(app, env):
     for docname, (old, new, drawn) in getattr(env, "diff_pages", {}).items():
         old, new = (script(root_of(env) / name) for name in (old, new))
         groups = hunks(old, new)
-        for place in sorted(set(range(len(groups))) - set(drawn)):
-            first = rows(old, new, groups[place])[0]
-            text = text_of(old, new, first).strip()
+        for group in groups[len(drawn) :]:
+            text = text_of(old, new, rows(old, new, group)[0]).strip()
             message = "%s and %s: the hunk that begins with %r has no sentence"
             log.warning(message, old.name, new.name, text, location=docname)
-        if drawn != sorted(set(drawn)):
-            log.warning("hunks come twice or out of order: %s", drawn, location=docname)
 
 
 def purge(app, env, docname):
