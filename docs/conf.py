@@ -21,7 +21,8 @@ extensions = [
 exclude_patterns = ["_build", "_cache"]
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 5
-suppress_warnings = ["myst.header"]  # pages of the repository begin where they like
+suppress_warnings = ["myst.header"]  # pages of benchmarks/ begin where they like
+suppress_warnings += ["toc.empty_glob"]
 nitpicky = True
 language = "en"
 
@@ -48,3 +49,13 @@ html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
 html_show_search_summary = False  # it would ask for pages, which file:// refuses
+
+
+def drop_maps(app, error):
+    """Three megabytes of the theme that only its own developers need."""
+    for path in Path(app.outdir).rglob("*.map"):
+        path.unlink()
+
+
+def setup(app):
+    app.connect("build-finished", drop_maps)

@@ -325,7 +325,9 @@ class Formulas(SphinxDirective):
         if plain:
             return nodes.paragraph("", "", nodes.math(plain, typeset(plain)))
         sentence = docstring.split("\n\n")[0].split("  ")[0].replace("\n", " ")
-        return nodes.paragraph("", PAPER.sub("", " " + sentence).strip())
+        parts = PAPER.sub("", " " + sentence).strip().split("`")
+        words = [nodes.literal(x, x) if i % 2 else nodes.Text(x) for i, x in enumerate(parts)]
+        return nodes.paragraph("", "", *words)
 
 
 def simple_table(heads: list[str], rows: list[list[nodes.Node]], widths: list[int]) -> nodes.table:

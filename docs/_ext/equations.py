@@ -129,7 +129,7 @@ def equation(docstring: str) -> str:
 def typeset(text: str) -> str:
     """A plain equation as LaTeX. Raises NotAnEquationError."""
     tokens = [(match.lastgroup, match[0]) for match in TOKEN.finditer(text)]
-    return latex(tokens)
+    return re.sub(" +", " ", latex(tokens))
 
 
 def displayed(text: str) -> str:

@@ -20,9 +20,7 @@ from sphinx.util import logging
 
 log = logging.getLogger(__name__)
 VERSION = "0.19.1"
-SHA512 = (
-    "jG8uKntjSEcm2EpQOh0XturpPuuC9r3Sq5HLHdsFdWZT27E672SF19QEi+of0/YeOy15lDgRhKvr5614uRrEfA=="
-)
+SHA512 = "jG8uKntjSEcm2EpQOh0XturpPuuC9r3Sq5HLHdsFdWZT27E672SF19QEi+of0/YeOy15lDgRhKvr5614uRrEfA=="
 CACHE = Path(__file__).parent.parent / "_cache"
 MACROS = {r"\E": r"\mathbb{E}", r"\KL": r"\operatorname{KL}", r"\N": r"\mathcal{N}"}
 OPTIONS = {"throwOnError": True, "trust": True, "strict": "ignore", "macros": MACROS}

@@ -53,6 +53,10 @@ def rows(old: Script, new: Script, group: list) -> list[tuple[str, int | None, i
         out += [("-", number + 1, None) for number in range(old_from, old_to)]
         out += [("+", None, number + 1) for number in range(new_from, new_to)]
         done = new_to
+    while len(out) > 1 and not text_of(old, new, out[-1]).strip():
+        out.pop()
+    while len(out) > 1 and not text_of(old, new, out[0]).strip():
+        out.pop(0)
     return out
 
 

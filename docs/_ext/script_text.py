@@ -32,7 +32,7 @@ class Script:
         self.coloured = coloured.splitlines()
 
     def find_blocks(self, tree: ast.Module) -> dict[str, range]:
-        """Line numbers by name. What stands above a definition (banner, constants) is part of it."""
+        """Line numbers by name. What stands above a definition, as a banner does, is part of it."""
         first, *rest = [node for node in tree.body if node.lineno <= self.end]
         blocks = {"header": range(1, first.end_lineno + 1)}
         before = first.end_lineno
