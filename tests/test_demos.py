@@ -137,7 +137,7 @@ def assert_page_shows(capsys, name):
     """The page's block of numbers is what the program prints, digit by digit."""
     printed = capsys.readouterr().out.rstrip("\n")
     page = (DEMOS / f"{name}.md").read_text(encoding="utf-8")
-    assert f"```\n{printed}\n```" in page
+    assert f"```text\n{printed}\n```" in page
 
 
 @pytest.mark.parametrize("name", NAMES)

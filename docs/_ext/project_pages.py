@@ -48,8 +48,8 @@ def place_in_repository(docname: str) -> str:
 
 def place_on_site(root: Path, target: str) -> str | None:
     """The source file, relative to docs/, that stands for a file of the repository."""
-    if target.startswith("docs/") and target.endswith((".md", ".py")):
-        return target.removeprefix("docs/") if target.endswith(".md") else None
+    if target.startswith("docs/") and target.endswith((".md", ".png", ".py")):
+        return target.removeprefix("docs/") if not target.endswith(".py") else None
     if target == "benchmarks":
         target = "benchmarks/README.md"
     if (root / "docs" / "project" / target).is_file():
