@@ -22,7 +22,6 @@ exclude_patterns = ["_build", "_cache"]
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 5
 suppress_warnings = ["myst.header"]  # pages of benchmarks/ begin where they like
-suppress_warnings += ["toc.empty_glob"]
 nitpicky = True
 language = "en"
 
@@ -58,4 +57,7 @@ def drop_maps(app, error):
 
 
 def setup(app):
+    inside = Path(app.outdir) / ".doctrees"
+    if Path(app.doctreedir) == inside:  # beside the site, which is then only what is published
+        app.doctreedir = type(app.doctreedir)(inside.parent.parent / "doctrees")
     app.connect("build-finished", drop_maps)

@@ -1,12 +1,14 @@
 """The reading site: what its formulas have in common with docstrings, and what stops its build."""
 
 import html
+import importlib
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -253,21 +255,47 @@ def links(page: Path) -> set[tuple[Path, str]]:
     found = set()
     for link in re.findall(r'<a\b[^>]*?\bhref="([^":]+)"', page.read_text(encoding="utf-8")):
         file, _, anchor = link.partition("#")
-        found.add(((page.parent / file).resolve() if file else page, anchor))
+        target = os.path.normpath(page.parent / file) if file else page
+        found.add((Path(target), anchor))
     return found
 
 
-@pytest.mark.slow
-def test_two_clicks_from_the_front_page_to_any_formula(built):
-    """Every function of every room 5 but for Adam's step, which is drawn within Adam."""
-    front = links(built.clean / "index.html")
+def two_clicks(site: Site) -> set[tuple[Path, str]]:
+    """What can be reached from the front page."""
+    front = links(site.clean / "index.html")
     reached = set(front)
     for page, _ in front:
         if page.suffix == ".html":
             reached |= links(page)
+    return reached
+
+
+@pytest.mark.slow
+def test_two_clicks_from_the_front_page_to_any_row_of_the_lecture_map(built, monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    lecture_map = importlib.import_module("lecture_map")
+    reached = two_clicks(built)
+    table = tomllib.loads((DOCS / "lecture_map.toml").read_text(encoding="utf-8"))
+    table.pop("without_lecture")
+    rows = [row for lecture in table.values() for row in lecture]
+    ends = {path.name: lecture_map.script(path).end for path in ROOT.glob("*.py")}
+    drawn = 0
+    for row in rows:
+        script = row["where"].partition(":")[0]
+        number = lecture_map.find(ROOT, row["where"], row["line"])
+        if number <= ends[script]:
+            page = (built.clean / script).with_suffix(".html")
+            assert (page, f"L-{number}") in reached, row
+            drawn += 1
+    assert drawn >= 110
+
+
+@pytest.mark.slow
+def test_two_clicks_from_the_front_page_to_any_function_of_room_5(built):
+    reached = two_clicks(built)
     for script in sorted(ROOT.glob("*_continuous.py")):
         room = re.findall(r"# === 5(.*?)# === 6", script.read_text(encoding="utf-8"), re.DOTALL)
-        page = (built.clean / f"{script.stem}.html").resolve()
+        page = built.clean / f"{script.stem}.html"
         for name in re.findall(r"^(?:def|class) (\w+)", room[0], re.MULTILINE):
             assert (page, f"def-{name}") in reached, (script.stem, name)
 

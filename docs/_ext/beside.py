@@ -217,7 +217,12 @@ class LineRole(SphinxRole):
 
     def run(self):
         block = self.env.current_document.get("beside")
-        label, text = nodes.literal(self.text, self.text), self.text
+        text, shown = self.text, self.text.strip(" =")
+        if shown.count("(") > shown.count(")"):
+            shown = shown[: shown.rindex("(")]  # the name of what is called
+        if match := re.fullmatch(r"(\w+): \w+", shown):
+            shown = match[1]  # a field without its type
+        label = nodes.literal(shown, shown)
         if match := re.fullmatch(r"(.+?) <(.+)>", self.text, re.DOTALL):
             label, text = nodes.inline("", match[1]), match[2]
         if block is None:
