@@ -21,30 +21,38 @@ def folder():
     sys.path.remove(str(DEMOS))
 
 
+@pytest.fixture
+def picture(tmp_path):
+    """Where to draw. The picture has to be small."""
+    path = tmp_path / "picture.png"
+    yield str(path)
+    assert 1000 < path.stat().st_size < 60_000
+
+
 def test_there_are_six():
     assert len(NAMES) == 6
 
 
-def test_soft_policy_iteration(capsys):
-    found = importlib.import_module("soft_policy_iteration").main()
+def test_soft_policy_iteration(capsys, picture):
+    found = importlib.import_module("soft_policy_iteration").main(picture)
     values = np.array([v for v, _ in found["rounds"]])
     assert (np.diff(values, axis=0) >= -1e-12).all()  # no round makes any cell worse
     np.testing.assert_allclose(values[-1], found["optimum"], atol=1e-6)
     assert_page_shows(capsys, "soft_policy_iteration")
 
 
-def test_replay_v_or_q(capsys):
-    found = importlib.import_module("replay_v_or_q").main()
+def test_replay_v_or_q(capsys, picture):
+    found = importlib.import_module("replay_v_or_q").main(picture)
     for share, (v, q, v_fresh) in found.items():
         assert v == pytest.approx(10 * share, abs=0.1)
         assert [q, v_fresh] == pytest.approx([10 if share > 0 else 0] * 2, abs=1e-3)
     assert_page_shows(capsys, "replay_v_or_q")
 
 
-def test_gradient_variance(capsys):
+def test_gradient_variance(capsys, picture):
     """Within four standard errors of the closed forms, which are held against quadrature."""
     demo = importlib.import_module("gradient_variance")
-    found = demo.main()
+    found = demo.main(picture)
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     weights = weights / weights.sum()
     for sigma in 1.0, 0.1:
@@ -88,8 +96,8 @@ def smaller(x):
     return x * upper - phi
 
 
-def test_maximisation_bias(capsys):
-    found = importlib.import_module("maximisation_bias").main()
+def test_maximisation_bias(capsys, picture):
+    found = importlib.import_module("maximisation_bias").main(picture)
     for actions, row in found["once"].items():
         assert row["max"] == pytest.approx(normal_maximum(actions, lambda x: x), abs=0.02)
         assert row["lagging copy"] == pytest.approx(row["max"], abs=0.01)
@@ -102,8 +110,8 @@ def test_maximisation_bias(capsys):
     assert_page_shows(capsys, "maximisation_bias")
 
 
-def test_entropy_in_bits(capsys):
-    found = importlib.import_module("entropy_in_bits").main()
+def test_entropy_in_bits(capsys, picture):
+    found = importlib.import_module("entropy_in_bits").main(picture)
     bits = [found[name][1] for name in list(found)[:7]]
     assert bits == pytest.approx([1, 2, 0, math.log2(3), 1.5, math.log2(6), 0])
     assert found["3 answers, 1/3 each"][2] == pytest.approx(5 / 3)  # the slide's 1.667
@@ -114,12 +122,13 @@ def test_entropy_in_bits(capsys):
     assert_page_shows(capsys, "entropy_in_bits")
 
 
-def test_many_gradient_steps(capsys):
+def test_many_gradient_steps(picture):
     """Only the first batches: the rest takes many seconds. Digits depend on the processor here."""
     demo = importlib.import_module("many_gradient_steps")
-    last = {}
+    last, results = {}, {}
     for kind in demo.COLOURS:
         history, std = demo.learn(kind, batches=2)
+        results[kind] = history
         promise, gain, kl, _ = history[:, -1].median(dim=-1).values.T.tolist()
         last[kind] = {"promise": promise, "gain": gain, "kl": kl, "std": std.median().item()}
         start = history[0, 0]  # nothing is gained yet
@@ -131,11 +140,12 @@ def test_many_gradient_steps(capsys):
     assert min(last["unclipped"]["kl"]) > 10 and last["unclipped"]["std"] < 0.1
     assert last["unclipped"]["promise"][0] > 2 * last["unclipped"]["gain"][0]
     assert 0.15 < last["clip-no-min"]["kl"][0] < 1
+    demo.draw(results, picture)
 
 
 def assert_page_shows(capsys, name):
-    """The page's block of numbers is what the program prints, digit by digit."""
-    printed = capsys.readouterr().out.rstrip("\n")
+    """The page's block of numbers is what the program prints before it draws, digit by digit."""
+    printed = capsys.readouterr().out.rstrip("\n").rpartition("\n")[0]
     page = (DEMOS / f"{name}.md").read_text(encoding="utf-8")
     assert f"```text\n{printed}\n```" in page
 

@@ -89,8 +89,8 @@ def draw(results, out):
         first.plot(gain, color=COLOURS[kind], label=f"{kind}, true")
     first.set(xlabel="gradient steps", title="the first batch: gain")
     first.legend(frameon=False, fontsize=8)
-    batches = range(1, BATCHES + 1)
     for kind, history in results.items():
+        batches = range(1, len(history) + 1)
         second.semilogy(batches, history[:, -1, 2].median(dim=-1).values, color=COLOURS[kind])
         third.plot(batches, history[:, -1, 3].mean(dim=-1), color=COLOURS[kind], label=kind)
     second.set(xlabel="batches", title="KL(old||new) of each batch, median")
