@@ -311,6 +311,43 @@ def test_the_site_is_small_and_asks_for_nothing(built):
 
 
 @pytest.mark.slow
+def test_a_term_and_its_line_show_each_other_without_javascript(built):
+    if reason := check_pages.missing():
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    def colour(place) -> str:
+        return place.evaluate("place => getComputedStyle(place).backgroundColor")
+
+    with sync_playwright() as play:
+        path = check_pages.chromium()
+        browser = play.chromium.launch(executable_path=path, args=check_pages.ARGUMENTS)
+        page = browser.new_page(java_script_enabled=False)
+        page.goto((built.clean / "sac_continuous.html").as_uri())
+        term = page.locator("#def-soft_value .prose .katex-html a").first
+        name = term.get_attribute("href")
+        line = page.locator(name)
+        plain = colour(line)
+        term.hover()
+        lit = colour(line)
+        assert lit != plain
+        line.hover()
+        assert colour(term) == lit
+        page.mouse.move(0, 0)
+        assert colour(line) == plain
+        term.click()
+        assert page.url.endswith(name) and colour(line) == lit
+        line.locator("a").click()
+        assert page.url.endswith(name.replace("#L", "#at")) and colour(term) == lit
+        box = page.locator("details.question").first
+        assert box.get_attribute("open") is None
+        question = box.locator(".anchor").get_attribute("id")
+        page.goto((built.clean / "sac_continuous.html").as_uri() + f"#{question}")
+        assert box.locator(".answer").is_visible()
+        browser.close()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_page_in_a_browser(built):
     if reason := check_pages.missing():

@@ -5,12 +5,14 @@ MARGINALIA_CACHE says), and its checksum is compared. No page loads a script for
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
 
 from docutils import nodes
@@ -34,23 +36,30 @@ def fetched() -> Path:
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     archive = cache / f"katex-{VERSION}.tgz"
-    if not archive.exists():
-        npm = shutil.which("npm")
-        advice = f"put the file of `npm pack katex@{VERSION}` into {cache}"
-        if npm is None:
-            raise ExtensionError(f"npm is missing, which fetches KaTeX; or {advice}")
-        command = [npm, "pack", f"katex@{VERSION}", "--silent", "--pack-destination", str(cache)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=cache)
-        if done.returncode != 0:
-            raise ExtensionError(f"npm cannot fetch KaTeX; {advice}: {done.stderr[-500:]}")
-    digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
-    if digest != SHA512:
-        raise ExtensionError(f"{archive} has the checksum {digest}, not {SHA512}")
-    unfinished = cache / f"katex-{VERSION}.{os.getpid()}"
-    with tarfile.open(archive) as tar:
-        tar.extractall(unfinished, filter="data")
-    os.replace(unfinished, folder)
+    with tempfile.TemporaryDirectory(dir=cache) as unfinished:
+        if not archive.exists():
+            pack(Path(unfinished), cache)
+            os.replace(Path(unfinished, archive.name), archive)
+        digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+        if digest != SHA512:
+            raise ExtensionError(f"{archive} has the checksum {digest}, not {SHA512}")
+        with tarfile.open(archive) as tar:
+            tar.extractall(unfinished, filter="data")
+        with contextlib.suppress(OSError):  # another build was faster
+            os.replace(Path(unfinished, "package"), folder)
     return folder
+
+
+def pack(target: Path, cache: Path) -> None:
+    """Let npm fetch the package into a folder."""
+    npm = shutil.which("npm")
+    advice = f"put the file of `npm pack katex@{VERSION}` into {cache}"
+    if npm is None:
+        raise ExtensionError(f"npm is missing, which fetches KaTeX; or {advice}")
+    command = [npm, "pack", f"katex@{VERSION}", "--silent", "--pack-destination", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cache)
+    if done.returncode != 0:
+        raise ExtensionError(f"npm cannot fetch KaTeX; {advice}: {done.stderr[-500:]}")
 
 
 class Renderer:
@@ -66,7 +75,7 @@ class Renderer:
         if key not in self.done:
             if self.engine is None:
                 self.engine = MiniRacer()
-                self.engine.eval((fetched() / "package/dist/katex.min.js").read_text("utf-8"))
+                self.engine.eval((fetched() / "dist/katex.min.js").read_text("utf-8"))
             options = json.dumps(OPTIONS | {"displayMode": display})
             try:
                 html = self.engine.eval(f"katex.renderToString({json.dumps(formula)}, {options})")
@@ -98,22 +107,19 @@ def visit_block(self, node):
     raise nodes.SkipNode
 
 
-def add_style(app, config):
-    """KaTeX's style sheet and fonts, as static files."""
-    static = fetched() / "static"
-    target = static / "katex"
-    if not target.exists():
-        dist = fetched() / "package/dist"
-        (target / "fonts").mkdir(parents=True)
-        for font in dist.glob("fonts/*.woff2"):
+def add_style(app, error):
+    """KaTeX's style sheet and fonts, beside the pages."""
+    if error is None:
+        target = Path(app.outdir) / "_static" / "katex"
+        (target / "fonts").mkdir(parents=True, exist_ok=True)
+        for font in (fetched() / "dist").glob("fonts/*.woff2"):
             shutil.copy(font, target / "fonts")
-        shutil.copy(fetched() / "package/LICENSE", target)
-        shutil.copy(dist / "katex.min.css", target)
-    config.html_static_path.append(str(static))
+        for name in "LICENSE", "dist/katex.min.css":
+            shutil.copy(fetched() / name, target)
 
 
 def setup(app):
     app.add_html_math_renderer("katex", (visit_inline, None), (visit_block, None))
-    app.connect("config-inited", add_style)
+    app.connect("build-finished", add_style)
     app.add_css_file("katex/katex.min.css")
     return {"parallel_read_safe": True, "parallel_write_safe": False}
