@@ -23,7 +23,9 @@ myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 5
 suppress_warnings = ["myst.header"]  # pages of benchmarks/ begin where they like
 nitpicky = True
+highlight_language = "none"
 language = "en"
+smartquotes = False  # s' is not a quotation, and --seed has two hyphens
 
 html_title = "Marginalia"
 html_theme = "pydata_sphinx_theme"

@@ -73,9 +73,9 @@ class LectureMap(SphinxDirective):
         file, _, name = where.partition(":")
         label = [nodes.literal(file, file), nodes.Text(" ")]
         if name:
-            label += [nodes.literal(name, name), nodes.Text(f", line {number}")]
+            label += [nodes.literal(name, name), nodes.Text(f" line\u00a0{number}")]
         else:
-            label += [nodes.Text(f"line {number}")]
+            label += [nodes.Text(f"line\u00a0{number}")]
         if number > script(root / file).end:  # room 7 is not drawn
             return nodes.paragraph("", "", *label)
         page = self.env.app.builder.get_relative_uri(self.env.docname, file.removesuffix(".py"))
