@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -88,22 +89,41 @@ class Renderer:
 renderer = Renderer()
 
 
-def html_of(node: nodes.Node, display: bool) -> str:
+def pieces(formula: str) -> list[str]:
+    """The formulas that stand beside each other with a quad between, to be put below each other
+    where a window is narrow. A formula with lines of its own is one piece.
+    """
+    found, depth, begin = [], 0, 0
+    if r"\begin" in formula:
+        return [formula]
+    for match in re.finditer(r"\\[{}]|[{}]|\\q?quad(?![a-z])", formula):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if match[0].endswith("quad") and depth == 0:
+            found.append(formula[begin : match.start()])
+            begin = match.end()
+    return [*found, formula[begin:]]
+
+
+def html_of(formula: str, display: bool, node: nodes.Node) -> str:
     try:
-        return renderer.render(node.astext(), display)
+        return renderer.render(formula, display)
     except ValueError as error:
-        log.warning("formula %s: %s", node.astext().strip(), error, location=node)
+        log.warning("formula %s: %s", formula.strip(), error, location=node)
         return ""
 
 
 def visit_inline(self, node):
-    self.body.append(html_of(node, False))
+    self.body.append(html_of(node.astext(), False, node))
     raise nodes.SkipNode
 
 
 def visit_block(self, node):
     self.body.append(self.starttag(node, "div", CLASS="math"))
-    self.body.append(html_of(node, True) + "</div>\n")
+    parts = pieces(node.astext())
+    for part in parts:
+        html = html_of(part, True, node)
+        self.body.append(f'<div class="piece">{html}</div>' if len(parts) > 1 else html)
+    self.body.append("</div>\n")
     raise nodes.SkipNode
 
 
