@@ -215,6 +215,16 @@ def test_the_build_fails_and_names_it(site, name):
         assert message in done.stderr
 
 
+@pytest.mark.slow
+def test_a_script_needs_a_page(site):
+    script = site.folder / "another_continuous.py"
+    script.write_text('"""Another algorithm."""\n')
+    site.replace("docs/index.md", "# Marginalia", "# Marginalia ")
+    done = site.build()
+    script.unlink()
+    assert done.returncode != 0 and "another_continuous.py has no page" in done.stderr
+
+
 def anchors(folder: Path, page: str) -> dict[str, str]:
     """Text of the line that each anchor of a script's page marks."""
     text = (folder / f"{page}.html").read_text(encoding="utf-8")

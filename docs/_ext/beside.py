@@ -61,11 +61,11 @@ def code_html(source: Script, lines: range, linked: dict[int, str]) -> str:
     """The lines, each with an anchor; the number of a line leads to the term that points at it."""
     out = []
     for number in lines:
-        target, kind = f"L-{number}", "number"
+        link = f'class="number" tabindex="-1" href="#L-{number}"'
         if number in linked:
-            target, kind = linked[number], "number to-term"
+            link = f'class="number to-term" href="#{linked[number]}"'
         text = source.coloured[number - 1]
-        anchor = f'<a class="{kind}" href="#{target}">{number}</a>'
+        anchor = f"<a {link}>{number}</a>"
         out.append(f'<span class="line" id="L-{number}">{anchor}{text}\n</span>')
     return f'<div class="highlight"><pre>{"".join(out)}</pre></div>'
 
@@ -289,7 +289,11 @@ def resolve_homes(app, doctree, docname):
 
 
 def check(app, env):
-    """Every line before room 7 is drawn once, in order."""
+    """Every script has a page, and every line before room 7 is drawn once, in order."""
+    shown = {page["script"] for page in pages_of(env).values()}
+    for path in sorted(root_of(env).glob("*.py")):
+        if path.name not in shown:
+            log.warning("%s has no page", path.name)
     for docname, page in pages_of(env).items():
         source = script(root_of(env) / page["script"])
         expected = 1
