@@ -51,7 +51,6 @@ import ppo_continuous as ppo
 PPO = "ppo_continuous"
 SAC = ["sac_continuous", HER]
 V1 = "sac_v1_value_net"
-TD3 = ["td3_continuous", PER]
 ALL = [*WATCHED, PPO]
 
 # === All flags, with their defaults ===============================================================
@@ -946,7 +945,7 @@ def test_advantages_are_discounted_by_both(gamma, lam, ppo_run_of, script):
     seen = ppo_run_of(gamma=gamma, gae_lambda=lam, **plainly)
     one = seen.iterations[0]
     value = one.steps.value.reshape(8, 2).double().numpy()
-    next_value = seen_value(seen, one.rollout.next_obs.double().numpy())
+    next_value = first_value(seen, one.rollout.next_obs.double().numpy())
     reward, terminated, over = (
         x.numpy() for x in (one.rollout.reward, one.rollout.terminated, one.rollout.ended)
     )
@@ -960,11 +959,15 @@ def test_advantages_are_discounted_by_both(gamma, lam, ppo_run_of, script):
     np.testing.assert_allclose(returns, expected + value, rtol=1e-4, atol=1e-5)
 
 
-def seen_value(seen, obs):
+def tanh_network(layers, x):
+    """Two hidden layers of tanh and a last one that is linear."""
+    w1, b1, w2, b2, w3, b3 = layers
+    return np.tanh(np.tanh(x @ w1.T + b1) @ w2.T + b2) @ w3.T + b3
+
+
+def first_value(seen, obs):
     """The critic's value before the first update."""
-    w1, b1, w2, b2, w3, b3 = seen.initial["critic"]
-    hidden = np.tanh(np.tanh(obs @ w1.T + b1) @ w2.T + b2)
-    return (hidden @ w3.T + b3)[..., 0]
+    return tanh_network(seen.initial["critic"], obs)[..., 0]
 
 
 @of("gamma", "norm_reward", scripts=[PPO])
@@ -979,7 +982,7 @@ def test_rewards_are_divided_by_the_deviation_of_the_discounted_return(gamma, pp
         running = brought[-1] * (1 - over)
         rewards.append(reward)
     unit = np.sqrt(np.var(brought) + 1e-8)
-    next_value = seen_value(seen, one.rollout.next_obs.double().numpy())
+    next_value = first_value(seen, one.rollout.next_obs.double().numpy())
     rest = gamma * (1 - one.rollout.terminated.numpy()) * next_value
     expected = np.clip(np.array(rewards) / unit, -10, 10) + rest
     np.testing.assert_allclose(one.steps.returns.reshape(8, 2), expected, rtol=1e-3, atol=1e-4)
@@ -1061,9 +1064,8 @@ def test_what_keeps_the_policy_near(kind, ppo_run_of, script):
     seen = ppo_run_of(**settings)
     one = seen.iterations[0]
     steps = SimpleNamespace(**{n: x.double().numpy() for n, x in one.steps._asdict().items()})
-    w1, b1, w2, b2, w3, b3 = after_first(seen)
-    mean = np.tanh(np.tanh(steps.state @ w1.T + b1) @ w2.T + b2) @ w3.T + b3
-    log_std = seen_log_std(seen)
+    log_std, *layers = one.weights["actor"]
+    mean = tanh_network(layers, steps.state)
     old, new = (
         (-0.5 * ((steps.action - m) / np.exp(s)) ** 2 - s).sum(-1)
         for m, s in ((steps.mean, steps.log_std), (mean, log_std))
@@ -1081,15 +1083,6 @@ def test_what_keeps_the_policy_near(kind, ppo_run_of, script):
     assert min(abs(gains[kind] - other) for other in others) > 1e-4
     share = one.metrics["clip_fraction"].mean().item()
     assert share == pytest.approx((abs(ratio - 1) > 0.05).mean())
-
-
-def after_first(seen):
-    """The actor's layers after the first iteration. Its first parameter is the log deviation."""
-    return seen.iterations[0].weights["actor"][1:]
-
-
-def seen_log_std(seen):
-    return seen.iterations[0].weights["actor"][0]
 
 
 @of("kl_coef", "kl_coef_target")
@@ -1110,8 +1103,7 @@ def test_values_are_kept_near_the_old_ones(on, ppo_run_of, script):
     settings = {"clip_vloss": on, "clip_coef": 0.05, "learning_rate": 0.03}
     one = ppo_run_of(**settings).iterations[0]
     steps = SimpleNamespace(**{n: x.double().numpy() for n, x in one.steps._asdict().items()})
-    w1, b1, w2, b2, w3, b3 = one.weights["critic"]
-    value = (np.tanh(np.tanh(steps.state @ w1.T + b1) @ w2.T + b2) @ w3.T + b3)[:, 0]
+    value = tanh_network(one.weights["critic"], steps.state)[:, 0]
     error = (value - steps.returns) ** 2
     near = np.clip(value, steps.value - 0.05, steps.value + 0.05)
     larger = np.maximum(error, (near - steps.returns) ** 2)
@@ -1123,16 +1115,10 @@ def test_values_are_kept_near_the_old_ones(on, ppo_run_of, script):
 @of("async_envs")
 def test_processes(ppo_run_of, script, tmp_path):
     """One for each environment, and not this one; its episodes are the same."""
-    with pytest.MonkeyPatch.context() as patch:
-        made = []
-        make_envs = ppo.make_envs
-        patch.setattr(ppo, "make_envs", lambda *given: made.append(make_envs(*given)) or made[0])
-        seen = watched_ppo(tmp_path, async_envs=True)
-    (envs,) = made
-    assert isinstance(envs, gym.vector.AsyncVectorEnv) and len(envs.processes) == 2
-    assert len({process.pid for process in envs.processes}) == 2
-    together = ppo_run_of()
+    seen, together = watched_ppo(tmp_path, async_envs=True), ppo_run_of()
     assert isinstance(together.envs, gym.vector.SyncVectorEnv)
+    assert isinstance(seen.envs, gym.vector.AsyncVectorEnv)
+    assert len({process.pid for process in seen.envs.processes}) == 2
     for one, other in zip(seen.iterations, together.iterations, strict=True):
         assert torch.equal(one.rollout.obs, other.rollout.obs)
         assert torch.equal(one.rollout.ended, other.rollout.ended)
@@ -1448,13 +1434,17 @@ def test_a_device_that_is_there(script, module, tmp_path):
     assert {parameter.device.type for parameter in agent.parameters()} == {"cuda"}
 
 
-# --- what can be said of a table ---
+# --- the tables ---
 
 
-def test_each_flag_of_the_tables_is_a_flag():
-    """And no table names a thing that is not in a trace."""
-    for flag, *_ in EFFECTS:
+def test_the_tables_name_nothing_that_is_not_there(trace_of, ppo_run_of):
+    """Flags, and parts of a trace: a wrong name would never be looked for."""
+    parts = set().union(*(trace_of(script) for script in WATCHED))
+    for flag, _, must, may, _ in EFFECTS:
         assert any(flag in DEFAULTS[script] for script in WATCHED), flag
-    for flag, *_ in EFFECTS_IN_PPO:
+        assert set(f"{must} {may}".split()) <= parts
+    parts = set(trace_of_ppo(ppo_run_of()))
+    for flag, _, must, may, _ in EFFECTS_IN_PPO:
         assert flag in DEFAULTS[PPO], flag
-    assert set(GAUSSIAN) | set(NOISY) == set(WATCHED) and set(TD3) < set(NOISY)
+        assert set(f"{must} {may}".split()) <= parts
+    assert set(GAUSSIAN) | set(NOISY) == set(WATCHED)
