@@ -237,11 +237,11 @@ PLANE_TOLERANCE = {"policy": 0.05, "r2": 0.01, "value": 0.05}
 def plane(script: str, seed: int, tuned: bool = False, updates: int = 1200) -> list[Number]:
     """Two states, two actions, and networks that can hold the solution."""
     module = importlib.import_module(script)
-    chosen = {"gamma": PLANE.gamma, "tau": 0.2, "q_lr": 0.03, "policy_lr": 0.01, "batch_size": 128}
+    chosen = {"gamma": PLANE.gamma, "tau": 0.2, "q_lr": 0.03, "policy_lr": 0.004, "batch_size": 128}
     chosen |= {"policy_noise": PLANE_NOISE[0], "noise_clip": PLANE_NOISE[1]}
     chosen |= {"alpha": PLANE_ALPHA, "autotune": False}
     if tuned:
-        chosen |= {"alpha": 0.2, "autotune": True, "alpha_lr": 0.01, "target_entropy_scale": 2.0}
+        chosen |= {"alpha": 0.2, "autotune": True, "alpha_lr": 0.005, "target_entropy_scale": 2.0}
     args = settings(module, **chosen)
     width = 0.15
     torch.manual_seed(seed)

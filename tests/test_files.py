@@ -193,5 +193,8 @@ def test_track_offline(tiny_run, module, monkeypatch, tmp_path):
     same_training(plain, tracked)
     (file,) = tmp_path.rglob("*.wandb")
     assert tracked["run_dir"] in file.parents
-    written = file.read_bytes()
-    assert all(name.encode() in written for name in table(plain)[0][9:])
+    names = [name.encode() for name in table(plain)[0][9:]]
+    end = time.monotonic() + 60  # W&B writes in a process of its own, which may be late
+    while not all(name in file.read_bytes() for name in names) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert all(name in file.read_bytes() for name in names)
