@@ -105,6 +105,7 @@ def look(root: Path) -> list[str]:
             for scheme in "light", "dark":
                 size = {"width": width, "height": 900}
                 page = browser.new_page(viewport=size, color_scheme=scheme)
+                page.set_default_timeout(240_000)  # a busy machine takes its time for a page
                 page.on("request", on_request)
                 page.on("requestfailed", lambda request: report(f"cannot load {request.url}"))
                 page.on("pageerror", lambda error: report(str(error)))

@@ -1110,6 +1110,11 @@ def test_a_row_that_was_written_can_be_written_again(script, module, half, tmp_p
     assert row["global_step"] == progress["step"] == (40 if script == PPO else 39)
     expected = row["episodic_return"], row["episodic_length"]
     assert np.mean(progress["ended"], axis=0) == pytest.approx(expected)
+    module.resume(str(folder / "checkpoint.pt"))
+    steps = [row["global_step"] for row in metrics(folder)]
+    assert len(set(steps)) == len(steps) and steps[-1] == "60"
+    if script != PPO:  # whose environments begin anew
+        same(outcome(folder), outcome(whole_run(module, script, tmp_path / "whole")))
 
 
 @each_script

@@ -162,6 +162,7 @@ def site(built) -> Iterator[Site]:
             path.write_bytes(content)
 
 
+PATIENCE = 240_000  # milliseconds: a busy machine takes its time for a page
 # What is changed: file, text, new text, and what the build then says.
 SAC, SAC_PAGE, DDPG_PAGE = "sac_continuous.py", "docs/sac_continuous.md", "docs/ddpg_continuous.md"
 BLOCK = ":::{beside} critic_loss\n:::\n\n"
@@ -336,6 +337,7 @@ def test_a_term_and_its_line_show_each_other_without_javascript(built):
         path = check_pages.chromium()
         browser = play.chromium.launch(executable_path=path, args=check_pages.ARGUMENTS)
         page = browser.new_page(java_script_enabled=False)
+        page.set_default_timeout(PATIENCE)
         page.goto((built.clean / "sac_continuous.html").as_uri())
         term = page.locator("#def-soft_value .prose .katex-html a").first
         name = term.get_attribute("href")
