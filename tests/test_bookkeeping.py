@@ -171,10 +171,11 @@ def test_the_callers_settings_stay_as_they_are(module):
 
 
 @each_kind
-def test_a_path_may_be_a_path(tiny_run, tmp_path):
-    """The checkpoint of such a run can be read, and gone on from."""
+def test_a_path_may_be_a_path(tiny_run, tmp_path, capsys):
+    """The checkpoint of such a run can be read, and gone on from instead of begun anew."""
     folder = tiny_run(WALK, total_timesteps=30, runs_dir=tmp_path / "runs")["run_dir"]
     again = tiny_run(WALK, resume=folder / "checkpoint.pt", runs_dir=tmp_path / "runs")
+    assert "note: total_timesteps is now 60, not 30" in capsys.readouterr().out
     assert read_checkpoint(folder)["progress"]["step"] == 60
     assert again["run_dir"] == folder.resolve()
 

@@ -121,6 +121,21 @@ def test_goals_of_a_batch_are_drawn_one_by_one(tmp_path, monkeypatch):
     assert [len(goals[time]) for time in range(LIMIT)] == [7, 6, 5, 4, 3, 2]
 
 
+def test_what_is_left_of_a_long_episode_begins_where_the_ring_does(capsys):
+    """Goals are drawn from what is left alone. While it lasts a note says why updates wait."""
+    replay = HindsightReplayBuffer(sac_her.ReplayBuffer(10, 6, 1), FlattenGoal(Stroll()))
+    replay.strategy = "episode"
+    for number in range(23):
+        replay.add(np.zeros(6), 0, 0, np.full(6, number), 0)
+    assert not replay.ready()
+    assert "--buffer-size must hold two of them" in capsys.readouterr().out
+    replay.end_episode()
+    assert replay.ready() and (replay.oldest, replay.newest) == (13, 23)
+    assert replay.begin.tolist() == [13] * 10 and replay.end.tolist() == [23] * 10
+    goals = replay.goal_number(torch.full((1000,), 15))
+    assert set(goals.tolist()) == set(range(13, 23))
+
+
 def test_defaults_are_those_of_the_paper():
     """k = 4 and `future`, in the script and in the buffer [2017, sec. 4.5]."""
     args = sac_her.Args()

@@ -134,6 +134,8 @@ def test_observations_at_the_limit_are_acted_on_alike(monkeypatch):
     agent = wild_agent(small()).float()
     agent.actor.moments.mean.copy_(torch.tensor([1.0, -2.0, 3.0]))
     agent.actor.moments.var.copy_(torch.tensor([4.0, 0.0, 0.01]))
+    with torch.no_grad():
+        agent.actor.net[4].weight.mul_(4)  # so that some means are beyond the bounds
     obs = np.float32([[1, -2, 3], [100, -2.0004, 3.5], [-50, -1.9997, 2], [3, -2, 30]])
     shifted = (obs.astype(float) - [1, -2, 3]) / np.sqrt(np.array([4, 0, 0.01]) + 1e-8)
     state = np.clip(shifted, -10, 10)
@@ -145,6 +147,20 @@ def test_observations_at_the_limit_are_acted_on_alike(monkeypatch):
     np.testing.assert_allclose(normalised, state, rtol=1e-3, atol=1e-3)
     greedy = agent.actor(torch.from_numpy(obs)).detach()
     np.testing.assert_allclose(greedy, np.clip(mean, -1, 1), rtol=1e-3, atol=1e-3)
+    assert (mean > 1.1).any() and (mean < -1.1).any()
+
+
+def test_plain_observations_have_no_limit(monkeypatch):
+    """With --no-norm-obs they are what they are, in acting too."""
+    agent = wild_agent(small(norm_obs=False)).float()
+    obs = np.float32([[1, -2, 3], [100, -2, 3.5], [-50, 30, 2]])
+    monkeypatch.setattr(torch, "randn", lambda *shape: torch.zeros(shape))
+    mean = network(numbers(agent), "actor.net", obs.astype(float))
+    cut = network(numbers(agent), "actor.net", np.clip(obs.astype(float), -10, 10))
+    assert abs(mean - cut).max() > 0.1
+    np.testing.assert_allclose(agent.actor.sampler()(obs), mean, rtol=1e-3, atol=1e-4)
+    greedy = agent.actor(torch.from_numpy(obs)).detach()
+    np.testing.assert_allclose(greedy, np.clip(mean, -1, 1), rtol=1e-3, atol=1e-4)
 
 
 def test_the_sampler_draws_for_each_environment_and_dimension():

@@ -174,17 +174,13 @@ def test_a_reset_seeds_the_generators_that_all_code_shares(script):
     """With a seed it does, without one it leaves them alone."""
     module = importlib.import_module(script)
     env = module.make_env(world_of(script))
+    journal = env.unwrapped.journal
     for seed in (3, 2**31 - 1):
+        generators = random.Random(seed), np.random.RandomState(seed)
         env.reset(seed=seed)
-        shared = env.unwrapped.journal[-1].shared
-        expected = random.Random(seed).random(), np.random.RandomState(seed).random()
-        assert shared == expected
-    going_on = random.random(), np.random.random()
-    env.reset(seed=seed)
-    random.random(), np.random.random()
-    env.reset(seed=None)
-    assert env.unwrapped.journal[-1].shared != env.unwrapped.journal[-2].shared
-    assert going_on != env.unwrapped.journal[-1].shared
+        assert journal[-1].shared == tuple(generator.random() for generator in generators)
+        env.reset(seed=None)
+        assert journal[-1].shared == tuple(generator.random() for generator in generators)
 
 
 @each
