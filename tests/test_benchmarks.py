@@ -396,6 +396,46 @@ def test_pendulum_takes_the_last_line(tmp_path, monkeypatch):
     assert len(common.read_csv(tmp_path / "a.csv")) == 3
 
 
+def test_everybodys_defaults(tmp_path, monkeypatch):
+    """Each contestant and seed runs once; the table has means and Student's intervals."""
+    pytest.importorskip("scipy", reason="scipy comes with JAX, for benchmarks only")
+    asked = []
+
+    def run(command: list[str]) -> common.Ran:
+        asked.append(command)
+        value = 100 * len(asked) ** 2
+        lines = [(1.0, f"step {step}: mean return {value}.0 in evaluation") for step in (50, 200)]
+        return common.Ran(lines, 1.0, None, [])
+
+    monkeypatch.setattr(common, "run", run)
+    flags = {"algorithm": "td3", "steps": 200, "only": ("ours", "sbx"), "out": tmp_path / "a.csv"}
+    learning.defaults(seeds=1, **flags)
+    learning.defaults(seeds=2, **flags)
+    learning.defaults(seeds=0, **flags)
+    assert len(asked) == 4
+    ours, sbx = asked[0], asked[1]
+    assert ours[1].endswith("td3_continuous.py") and ours[-1] == "10000"
+    assert (
+        ours[ours.index("--seed") + 1] == "1" and ours[ours.index("--eval-frequency") + 1] == "50"
+    )
+    assert sbx[2:4] == ["sbx", "TD3"]
+    assert json.loads(sbx[4])["model"] == {"action_noise": 0.1, "learning_starts": 10_000}
+    text = (tmp_path / "a.md").read_text(encoding="utf-8")
+    assert "| ours | 2 | 500 | 5082 | 100, 900 |" in text  # 12.706 * 800 / 2
+    assert "| sbx | 2 | 1000 | 7624 | 400, 1600 |" in text
+    assert len(common.read_csv(tmp_path / "a.csv")) == 8
+
+
+def test_the_contestants_for_ppo_differ_in_what_they_normalise():
+    found = {who.name: who for who in learning.contestants("ppo")}
+    assert len(found) == 6
+    command = learning.default_command(found["ours, rewards"], "ppo", "Hopper-v5", 4096, 3, 2048)
+    assert "--no-norm-obs" in command and "--no-norm-reward" not in command
+    theirs = learning.default_command(found["sb3, VecNormalize"], "ppo", "Hopper-v5", 4096, 3, 2048)
+    settings = json.loads(theirs[-1])
+    assert settings["model"] == {"normalise": True, "gamma": 0.99} and settings["seed"] == 3
+
+
 @pytest.mark.parametrize("quick", [True, False])
 def test_quick_replaces_no_result(tmp_path, monkeypatch, quick):
     """learning.py pendulum and replay.py replace their file: --quick has one of its own."""

@@ -17,6 +17,7 @@ import enjoy
 import gymnasium as gym
 import helpers
 import imageio_ffmpeg
+import keep_policy
 import numpy as np
 import pygame
 import pytest
@@ -107,6 +108,20 @@ def test_numbers_of_networks_as_large_as_the_default(threads, tmp_path):
         torch.set_num_threads(before)
     done = helpers.run("tools/enjoy", results["run_dir"], "--numbers")
     assert f"eval_return_mean={results['eval_return_mean']} " in done.stdout.splitlines()[-1]
+
+
+@each_script
+def test_a_kept_policy_plays_as_its_run(trained, run, tmp_path):
+    folder = keep_policy.main(keep_policy.Args(run, out=tmp_path / "policies"))
+    both = [enjoy.main(enjoy.Args(place, numbers=True)) for place in (folder, run)]
+    assert both[0] == both[1]
+    whole, part = ((place / "model.pt").stat().st_size for place in (run, folder))
+    assert part < 0.8 * whole
+    text = (folder / "args.json").read_text(encoding="utf-8")
+    settings, original = json.loads(text), json.loads((run / "args.json").read_text("utf-8"))
+    assert set(original) - set(settings) == {"platform", "cores", "runs_dir", "resume", "track"}
+    assert settings.items() <= original.items()
+    assert str(trained["run_dir"].parent) not in text
 
 
 @each_script

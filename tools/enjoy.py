@@ -4,6 +4,7 @@
     python tools/enjoy.py                                  the latest run under runs/; Ctrl-C ends
     python tools/enjoy.py --best --out swing.gif           its best networks, filmed
     python tools/enjoy.py runs/<run> --numbers             the run's last evaluation once more
+    python tools/enjoy.py policies/<name>                  a policy that comes with the project
 
 The script that made the run plays, by its own evaluate() and with the run's settings, so that the
 returns of a run on the CPU come out again bit for bit. It is the file that the run's folder is
@@ -176,9 +177,12 @@ def load_actor(model: Path, script: ModuleType, env: gym.Env, settings: Any) -> 
         except UnpicklingError:  # the original would tell how to load it all the same
             raise ValueError("it holds more than tensors") from None
         obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
-        agent = script.Agent(obs_dim, action_dim, settings)
-        agent.load_state_dict(weights)
-    return agent.actor.eval()
+        actor = script.Agent(obs_dim, action_dim, settings).actor
+        # The rest of the agent does not act, and may be missing: see keep_policy.py.
+        prefix = "actor."
+        part = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        actor.load_state_dict(part)
+    return actor.eval()
 
 
 class Film(gym.Wrapper):
