@@ -234,3 +234,11 @@ def test_what_is_drawn():
         assert rows.mean() == pytest.approx(64 + 50 * place[1], abs=1)
     assert black.sum() < green.sum()
     assert (image == 255).all(-1).sum() + black.sum() + green.sum() == 128 * 128
+
+
+def test_a_temperature_of_nothing_cannot_be_tuned(tmp_path):
+    """Its logarithm is what is tuned."""
+    changes = {"env_id": "PointReach-v0", "alpha": 0.0, "runs_dir": str(tmp_path / "runs")}
+    with pytest.raises(sac_her.RunError, match="--no-autotune"):
+        sac_her.train(sac_her.Args(**TINY["sac_her_continuous"] | changes))
+    assert not (tmp_path / "runs").exists()
