@@ -35,8 +35,10 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setattr(sys, "argv", sys.argv[:])
+    handler = signal.getsignal(signal.SIGTERM)  # Ray sets one
     with mock.patch.dict(os.environ):
         yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 def toml(table: dict[str, Any]) -> str:
@@ -424,6 +426,7 @@ def test_a_machine_that_lacks_the_folder_or_the_script():
 # === All runs, on Ray =============================================================================
 # Long enough to be cut off in the middle, with 40 rows.
 LONG = TINY | {"total_timesteps": 4000, "log_frequency": 100, "checkpoint_frequency": 200}
+LONG |= {"updates_per_step": 0.25}
 
 
 @pytest.fixture

@@ -50,6 +50,8 @@ SECONDS_TO_STOP = 60  # a run that is asked to stop writes a checkpoint first
 OBJECT_STORE = 100_000_000  # bytes; Ray would take a third of the memory, and needs next to none
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to Ray's makers
+    "RAY_raylet_start_wait_time_s": "300",  # on a busy machine it needs longer than 30
+    "RAY_worker_niceness": "0",  # a run is as important as if it had been started by hand
     "RAY_memory_monitor_refresh_ms": "0",  # Ray ends no run because the memory is nearly full
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray hides no GPU
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # Ray packs nothing up under `uv run`
