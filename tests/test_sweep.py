@@ -147,6 +147,18 @@ def test_folder_is_that_of_the_settings():
     assert strange.folder.name.startswith("my_module-A-B-v0__sac_continuous__1__")
 
 
+def test_true_is_not_one(capsys):
+    """Although Python takes them for equal."""
+    switch = {"script": "sac_continuous.py", "compile": True}
+    assert expand(switch)[0].settings["compile"] is True
+    with pytest.raises(SystemExit):
+        expand(switch | {"compile": 1})
+    assert "--compile of sac_continuous.py takes bool, not 1" in capsys.readouterr().err
+    assert expand({"script": "sac_continuous.py", "updates_per_step": 1})[0].flags == [
+        "--updates-per-step=1"
+    ]
+
+
 def test_your_own_copy_comes_before_the_original(tmp_path):
     copy = Path("ddpg_continuous.py")
     shutil.copy(helpers.source("ddpg_continuous"), copy)
