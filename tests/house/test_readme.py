@@ -24,8 +24,8 @@ TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 
 SCRIPTS = [*helpers.SCRIPTS, "sac_her_continuous"]
 SETTINGS = {script: importlib.import_module(script).Args for script in SCRIPTS}
-# Flags of pip, uv, tyro and tests/check_slips.py.
-FOREIGN_FLAGS = {"--file", "--help", "--index-url", "--torch-backend"}
+# Flags of pip, uv, tyro, Ray, Slurm and tests/check_slips.py.
+FOREIGN_FLAGS = {"--file", "--head", "--help", "--index-url", "--mem", "--torch-backend"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
