@@ -539,8 +539,9 @@ def test_table_replaces_a_table_only(tmp_path, monkeypatch, capsys):
     plot.main(plot.Args(table=Path("table.md")))
     first = Path("table.md").read_text(encoding="utf-8")
     write(Path("runs"), 2, rows((1, 1), (2, 3)))
-    plot.main(plot.Args(table=Path("table.md")))
-    assert first != Path("table.md").read_text(encoding="utf-8")
+    plot.main(plot.Args(table=Path("table.md"), title="Two runs"))
+    second = Path("table.md").read_text(encoding="utf-8")
+    assert first.startswith("| Env") and second.startswith("# Two runs\n\n| Env")
     Path("README.png").unlink()
     edited = first.replace("| 1 |", "| 9 |")
     for content in ("# Written by hand", "", edited, first + "My remarks."):

@@ -41,7 +41,7 @@ class Args:
     table: Path | None = None
     """a Markdown file for the table, which is printed in any case"""
     title: str = ""
-    """heading of the picture"""
+    """heading of the picture and of the table's file"""
     labels: tuple[str, ...] = ()
     """what to call the runs of each path, instead of by their script"""
 
@@ -208,8 +208,7 @@ def main(args: Args) -> None:
     scores = scores_of(groups, args.metric, references)
     tell_about_tasks(groups, scores)
     with rc_context(plot.STYLE):
-        figure = draw(scores, args.title)
-        plot.write(figure, table(scores, args.metric), args.out, args.table)
+        plot.write(draw(scores, args.title), table(scores, args.metric), args)
 
 
 if __name__ == "__main__":

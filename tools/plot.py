@@ -112,7 +112,7 @@ class Args:
     table: Path | None = None
     """a Markdown file for the table, which is printed in any case"""
     title: str = ""
-    """heading of the picture"""
+    """heading of the picture and of the table's file"""
     labels: tuple[str, ...] = ()
     """what to call the runs of each path, instead of by their script"""
 
@@ -568,15 +568,18 @@ def signed(text: str) -> str:
     return f"{text}<!-- {MARK} {zlib.crc32(text.encode()):08x} -->\n"
 
 
-def write(figure: Figure, text: str, out: Path, table: Path | None) -> None:
+def write(figure: Figure, text: str, args: Any) -> None:
+    """The picture and, if it is wanted, the table into their files; the table on the screen."""
+    kind = args.out.suffix
     picture = io.BytesIO()
-    figure.savefig(picture, format=out.suffix[1:], metadata=METADATA[out.suffix])
+    figure.savefig(picture, format=kind[1:], metadata=METADATA[kind])
+    heading = f"# {args.title}\n\n" if args.title else ""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(picture.getvalue())
-        if table is not None:
-            table.parent.mkdir(parents=True, exist_ok=True)
-            table.write_text(signed(text), encoding="utf-8")
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_bytes(picture.getvalue())
+        if args.table is not None:
+            args.table.parent.mkdir(parents=True, exist_ok=True)
+            args.table.write_text(signed(heading + text), encoding="utf-8")
     except OSError as error:
         fail(f"cannot write: {error}")
     print(text, end="")
@@ -629,7 +632,7 @@ def main(args: Args) -> None:
     check_logarithms(groups, metrics, x, args)
     text = table(groups, metrics, args.average)
     with rc_context(STYLE):
-        write(draw(groups, metrics, x, args), text, args.out, args.table)
+        write(draw(groups, metrics, x, args), text, args)
 
 
 if __name__ == "__main__":
