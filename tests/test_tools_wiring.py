@@ -53,15 +53,16 @@ def test_an_environment_with_underscores_in_its_name(tmp_path):
     """Script, seed and time are the last three parts of a folder's name, whatever comes before."""
     folder = tmp_path / "runs" / f"my__own__World-v0__{SAC}__7__1795578150.000001"
     assert enjoy.find_script(None, folder).name == f"{SAC}.py"
-    found = plot.load(table_in(folder))
-    assert (found.env, found.group, found.seed) == ("my__own__World-v0", SAC, "7")
+    (found,) = plot.find_runs((table_in(folder),))
+    assert (found.env, found.name, found.seed) == ("my__own__World-v0", SAC, "7")
 
 
 def test_a_table_that_excel_has_saved(tmp_path, capsys):
     """It begins with a mark, which is no part of the first column's name."""
     path = table_in(tmp_path / "run", "\ufeff" + TABLE)
-    steps, values = plot.curve(plot.load(path), "global_step", "eval_return_mean")
-    assert (steps.tolist(), values.tolist()) == ([100, 200], [1, 3])
+    (found,) = plot.find_runs((path,))
+    points = plot.curve(found, "global_step", "eval_return_mean")
+    assert list(points.items()) == [(100, 1), (200, 3)]
     to_tensorboard.main(to_tensorboard.Args(paths=(tmp_path,)))
     assert capsys.readouterr().out == f"{path.parent}: 2 rows\n"
 
@@ -72,7 +73,8 @@ def test_the_table_is_over_steps(tmp_path):
     out, written = tmp_path / "curve.png", tmp_path / "table.md"
     plot.main(plot.Args(paths=(tmp_path,), x="seconds", out=out, table=written))
     row = written.read_text(encoding="utf-8").splitlines()[2]
-    assert row == f"| World-v0 | {SAC} | 1 | 200 | 3 | 3 | 0.1 |"  # 9 seconds are 0.15 minutes
+    # 9 seconds are 0.15 minutes
+    assert row == f"| World-v0 | {SAC} | 1 | eval_return_mean | 200 | 3 | 3 | 0.1 |"
 
 
 def test_tensorboard_shows_when_the_run_was(tmp_path):
