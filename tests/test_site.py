@@ -275,12 +275,13 @@ def test_slips_are_shown_beside_their_lines(built):
     page = (built.clean / "slips.html").read_text(encoding="utf-8")
     drawn = anchors(built.clean, "sac_continuous")
     (place,) = [name for name, line in drawn.items() if "return torch.minimum(q1, q2)" in line]
-    (section,) = re.findall(r'<section id="one-critic-in-the-soft-value">(.*?)</section>', page, re.S)
+    name = "one-critic-in-the-soft-value"
+    (section,) = re.findall(rf'<section id="{name}">(.*?)</section>', page, re.DOTALL)
     assert f'href="sac_continuous.html#{place}"' in section
     assert "1.536" in section and "Measured before" not in page
     text = (built.clean / "sac_continuous.html").read_text(encoding="utf-8")
-    (block,) = re.findall(r'id="def-soft_value">(.*?)id="def-', text, re.S)
-    assert 'href="slips.html#one-critic-in-the-soft-value"' in block
+    (block,) = re.findall(r'id="def-soft_value">(.*?)id="def-', text, re.DOTALL)
+    assert f'href="slips.html#{name}"' in block
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import slip_tables
-from slip_tables import ROOT, SlipError, on_the_page, read_tables, with_slip
+from slip_tables import ROOT, SlipError, lines_of, on_the_page, read_tables, with_slip
 
 DOCS = ROOT / "docs" / "slips"
 SLIPS = read_tables()
@@ -71,7 +71,9 @@ def test_an_entry_that_cannot_be_used(tmp_path, text, message):
 
 def test_a_slip_is_put_in(tmp_path):
     slip = read(tmp_path, ENTRY)[0]
-    source = 'def other():\n    return "reward +"\n\n\ndef bellman_target():\n    return reward + 1\n'
+    source = (
+        'def other():\n    return "reward +"\n\n\ndef bellman_target():\n    return reward + 1\n'
+    )
     assert with_slip(slip, source) == source.replace("reward + 1", "reward - 1")
     for text, message in (("reward", "0 times"), ("reward + reward + 1", "2 times")):
         with pytest.raises(SlipError, match=message):
@@ -82,7 +84,8 @@ def test_every_slip_of_the_page_applies():
     assert 25 <= len(SHOWN) <= 45
     for slip in SHOWN:
         source = (ROOT / slip.file).read_text(encoding="utf-8")
-        assert with_slip(slip, source) != source
+        first, last = lines_of(slip.where, source)
+        assert "\n".join(source.split("\n")[first:last] + [""]).count(slip.right) == 1, slip.name
     titles = [slip.page.title for slip in SHOWN]
     assert len(set(titles)) == len(titles)
 
@@ -175,7 +178,8 @@ def test_a_mark_tells_what_was_run(measure, tmp_path, monkeypatch):
         ("q_loss = critic_loss(q1, y) +", "q_loss = critic_loss(q1, y) -", False),
     ]:
         assert old in text
-        monkeypatch.setattr(slipped, "text_of", lambda file, t=text.replace(old, new): t)
+        changed = text.replace(old, new)
+        monkeypatch.setattr(slipped, "text_of", lambda file, changed=changed: changed)
         assert (slipped.mark_of(slip, "ending") == mark) == same, old
 
 

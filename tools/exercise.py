@@ -171,6 +171,15 @@ def look(task: Task, path: Path) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def by_function(report: Path) -> dict[str, bool]:
+    """From pytest's report: for each test function, whether all of its cases passed."""
+    passed: dict[str, bool] = {}
+    for case in xml.etree.ElementTree.parse(report).iter("testcase"):
+        name = case.get("name", "").partition("[")[0]
+        passed[name] = passed.get(name, True) and len(list(case)) == 0
+    return passed
+
+
 def run_tests(task: Task, source: str) -> dict[str, bool]:
     """Test by test, whether it passes with this text in place of the script's."""
     place = copy_of_the_project()
@@ -186,8 +195,7 @@ def run_tests(task: Task, source: str) -> dict[str, bool]:
             return {f"all tests within {SECONDS} s": False}
         if not report.exists():
             return {"the tests can be run": False}
-        cases = xml.etree.ElementTree.parse(report).iter("testcase")
-        return {case.get("name", ""): len(list(case)) == 0 for case in cases}
+        return by_function(report)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
