@@ -2,28 +2,15 @@
 
     python tests/check_slips.py [--file td3_continuous.py] [--name adam] [--processes 2]
 
-A slip is a line that somebody could have written wrong. Its entry in a table:
-
-    [[slip]]
-    name = "one-critic-in-the-target"   # one name, one slip
-    files = ["sac_continuous.py"]       # each gets a slip of its own
-    where = "soft_value"                # the function, method or class that holds the line
-    right = "torch.minimum(q1, q2)"     # this text stands in it exactly once
-    wrong = "q1"
-    why = "The larger of two estimates is where the error is: the target grows without end."
-    tests = ["tests/test_formulas.py::test_soft_value"]   # of these one fails at least
-
-In `tests`, {script} becomes the file's name without .py. A slip is caught if its tests pass without
-it and one of them fails with it; it survives if all of them pass. Anything else is an error of the
-table: a text that is not there exactly once, a file that does not parse with it, tests that do not
-exist or that fail anyway.
+A slip is a line that somebody could have written wrong; slip_tables.py says what an entry has.
+A slip is caught if its tests pass without it and one of them fails with it; it survives if all of
+them pass. Anything else is an error of the table: a text that is not there exactly once, a file
+that does not parse with it, tests that do not exist or that fail anyway.
 """
 
-import ast
 import atexit
 import concurrent.futures
 import contextlib
-import dataclasses
 import importlib
 import multiprocessing
 import os
@@ -39,87 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from slip_tables import ROOT, TABLES, Slip, SlipError, read_tables, with_slip
 
-ROOT = Path(__file__).resolve().parents[1]
-TABLES = ROOT / "tests" / "slips"
 COPIED = ("tests", "tools", "benchmarks", "docs", ".github")  # folders; and all files beside them
 OPTIONS = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--tb=no", "-m", "slow or not slow"]
 LIBRARIES = "torch torch._dynamo gymnasium numpy tqdm wandb stable_baselines3".split()
 PASSED, FAILED, BROKEN = 0, 1, 3  # pytest's exit codes
 SECONDS = 300  # more than any one of them takes: a slip may make it endless
-
-
-@dataclasses.dataclass(frozen=True)
-class Slip:
-    """One wrong line in one file."""
-
-    name: str
-    file: str
-    where: str
-    right: str
-    wrong: str
-    why: str
-    tests: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name} in {self.file}"
-
-
-class SlipError(ValueError):
-    """An entry of a table that cannot be used."""
-
-
-def read_tables(folder: Path = TABLES) -> list[Slip]:
-    """All slips, one for each file that an entry names. Raises SlipError."""
-    slips = []
-    for path in sorted(folder.glob("*.toml")):
-        for entry in tomllib.loads(path.read_text(encoding="utf-8"))["slip"]:
-            expected = {"name", "files", "where", "right", "wrong", "why", "tests"}
-            if entry.keys() != expected:
-                different = sorted(entry.keys() ^ expected)
-                raise SlipError(f"{path.name}: {entry.get('name')}: {different}")
-            for file in entry["files"]:
-                script = Path(file).stem
-                tests = tuple(test.replace("{script}", script) for test in entry["tests"])
-                texts = {key: entry[key] for key in ("name", "where", "right", "wrong", "why")}
-                slips.append(Slip(file=file, tests=tests, **texts))
-    names = [(slip.name, slip.file) for slip in slips]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise SlipError(f"more than once: {sorted(twice)}")
-    return slips
-
-
-def lines_of(where: str, source: str) -> tuple[int, int]:
-    """First and last line, from 0 and exclusive, of a definition: "update", "Run.load", "Args".
-
-    An empty name is the whole file. Raises SlipError.
-    """
-    body = ast.parse(source).body
-    if not where:
-        return 0, len(source.splitlines())
-    for name in where.split("."):
-        kinds = ast.FunctionDef | ast.ClassDef
-        found = [node for node in body if isinstance(node, kinds) and node.name == name]
-        if len(found) != 1:
-            raise SlipError(f"there is no {where}")
-        body = found[0].body
-    return found[0].lineno - 1, found[0].end_lineno
-
-
-def with_slip(slip: Slip, source: str) -> str:
-    """The source with the wrong line in it. Raises SlipError if the right one is not there once."""
-    lines = source.splitlines(keepends=True)
-    first, last = lines_of(slip.where, source)
-    text = "".join(lines[first:last])
-    if text.count(slip.right) != 1:
-        raise SlipError(f"{slip}: the right text is there {text.count(slip.right)} times")
-    changed = "".join(lines[:first]) + text.replace(slip.right, slip.wrong) + "".join(lines[last:])
-    try:
-        ast.parse(changed)
-    except SyntaxError as error:
-        raise SlipError(f"{slip}: {error}") from error
-    return changed
 
 
 def copy_of_the_project() -> Path:
@@ -146,6 +59,7 @@ def run_tests(place: Path, tests: tuple[str, ...]) -> None:
 
     os.setsid()  # so that whatever the tests start can be ended with it
     os.chdir(place)
+    sys.modules.pop("slip_tables", None)  # a copy has its own
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != ROOT / "tests"]
     with open(place / "output.txt", "w") as output:
         os.dup2(output.fileno(), 1)

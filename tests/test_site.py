@@ -117,9 +117,11 @@ class Site:
         self.folder = folder
         for file in [*ROOT.glob("*.py"), *ROOT.glob("*.md")]:
             shutil.copy(file, folder)
-        leave_out = shutil.ignore_patterns("_build", "_cache", "project", "__pycache__", "*.csv")
-        for name in "docs", "benchmarks":
+        unwanted = ["_build", "_cache", "project", "__pycache__"]
+        for name, more in {"docs": [], "benchmarks": ["*.csv"], "tests/slips": []}.items():
+            leave_out = shutil.ignore_patterns(*unwanted, *more)
             shutil.copytree(ROOT / name, folder / name, ignore=leave_out)
+        shutil.copy(ROOT / "tests" / "slip_tables.py", folder / "tests")
         self.html = folder / "docs" / "_build" / "html"
         self.clean = folder / "clean"  # the pages before any change
 
@@ -155,6 +157,7 @@ def built(tmp_path_factory) -> Site:
 def site(built) -> Iterator[Site]:
     """The same copy for each test, put back afterwards."""
     names = [*built.folder.glob("*.py"), *built.folder.glob("docs/*.*")]
+    names += built.folder.glob("docs/slips/*.csv")
     before = {path: path.read_bytes() for path in names}
     yield built
     for path, content in before.items():
@@ -200,6 +203,19 @@ CHANGES = {
     "siblings differ in one more place": (
         *("td3_continuous.py", "self.added += 1", "self.added += 1  # more"),
         "the next hunk of ddpg_continuous.py and td3_continuous.py",
+    ),
+    "the right line of a slip is rewritten": (
+        *(SAC, "(q1, q2) - alpha * log_prob", "(q1, q2) + -alpha * log_prob"),
+        "a-soft-value-that-likes-certainty in sac_continuous.py: the right text is there 0 times",
+    ),
+    "a slip was never measured": (
+        *("docs/slips/numbers.csv", "two_estimates,value of", "two_guesses,value of"),
+        "one-critic-in-the-soft-value was never measured: two_estimates",
+    ),
+    "the slips of a subject are not drawn": (
+        *("docs/slips.md", "{slips} PPO", "{slips} POP"),
+        "there is no subject 'POP'",
+        "no directive draws 'PPO'",
     ),
     "a link between pages is dead": (
         *("docs/reading_guide.md", "#which-kl", "#which-ql"),
@@ -251,6 +267,30 @@ def test_lines_that_move_are_followed(site):
     assert new[moved] == old[place]
     text = (site.html / "sac_continuous.html").read_text(encoding="utf-8")
     assert re.search(rf'href="#{moved}"', text) and f'id="at-{moved[2:]}"' in text
+
+
+@pytest.mark.slow
+def test_slips_are_shown_beside_their_lines(built):
+    """On their page with a link to the right line, and a link back from the block that has it."""
+    page = (built.clean / "slips.html").read_text(encoding="utf-8")
+    drawn = anchors(built.clean, "sac_continuous")
+    (place,) = [name for name, line in drawn.items() if "return torch.minimum(q1, q2)" in line]
+    name = "one-critic-in-the-soft-value"
+    (section,) = re.findall(rf'<section id="{name}">(.*?)</section>', page, re.DOTALL)
+    assert f'href="sac_continuous.html#{place}"' in section
+    assert "1.536" in section and "Measured before" not in page
+    text = (built.clean / "sac_continuous.html").read_text(encoding="utf-8")
+    (block,) = re.findall(r'id="def-soft_value">(.*?)id="def-', text, re.DOTALL)
+    assert f'href="slips.html#{name}"' in block
+
+
+@pytest.mark.slow
+def test_numbers_of_an_older_script_say_so(site):
+    site.replace("her_utils.py", "self.strategy = strategy", "self.strategy = str(strategy)")
+    done = site.build()
+    assert done.returncode == 0, done.stderr
+    page = (site.html / "slips.html").read_text(encoding="utf-8")
+    assert page.count("Measured before the last change of the script.") == 4
 
 
 @pytest.mark.slow
