@@ -15,6 +15,7 @@ extensions = [
     "beside",
     "questions",
     "script_diff",
+    "reference",
     "lecture_map",
     "project_pages",
 ]
@@ -33,7 +34,7 @@ html_theme_options = {
     "navbar_align": "left",
     "navbar_center": ["navbar-nav"],
     "navbar_persistent": ["search-button"],
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 7,
     "secondary_sidebar_items": [],
     "show_prev_next": True,
     "use_edit_page_button": False,
