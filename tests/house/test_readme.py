@@ -1,7 +1,6 @@
 """The README and the pages in docs/ speak of what there is: flags, defaults, columns, files."""
 
 import ast
-import csv
 import dataclasses
 import importlib
 import importlib.util
@@ -169,27 +168,6 @@ def test_python_blocks_are_python(page):
 def test_torch_is_the_pinned_one():
     (pin,) = re.findall(r"^torch==\S+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     assert set(re.findall(r"torch==[\d.]+\d", TEXTS[README])) == {pin}
-
-
-@pytest.fixture(scope="module")
-def columns(tmp_path_factory) -> dict[str, set[str]]:
-    """The columns of every script's metrics.csv."""
-    found = {}
-    for script in SCRIPTS:
-        quick = helpers.QUICK.get(script, helpers.QUICK["sac_continuous"])
-        folder = tmp_path_factory.mktemp(script)
-        results = helpers.train(script, *quick, f"--runs-dir={folder}")
-        with open(Path(results["run_dir"]) / "metrics.csv", newline="") as file:
-            found[script] = set(next(csv.reader(file)))
-    return found
-
-
-def test_every_column_is_explained(columns):
-    """docs/metrics.md has a row for each column, and for no other."""
-    text = TEXTS[ROOT / "docs" / "metrics.md"].partition("## How many updates")[0]
-    cells = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", text, re.MULTILINE)
-    explained = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
-    assert explained == set().union(*columns.values())
 
 
 def test_a_finished_run_acts(tmp_path):
