@@ -12,12 +12,12 @@ from pathlib import Path
 import gymnasium as gym
 import helpers
 import numpy as np
+import pages
 import pytest
 import torch
 import tyro
+from pages import rows, section
 
-ROOT = helpers.TESTS.parent
-DOCS = ROOT / "docs"
 SCRIPTS = [*helpers.SCRIPTS, "sac_her_continuous"]
 # What the pages call the scripts.
 NAMES = {
@@ -34,22 +34,7 @@ GROUPS = {"all": SCRIPTS, "off-policy": [name for name in SCRIPTS if name != "pp
 
 
 def page(name: str) -> str:
-    return (DOCS / name).read_text(encoding="utf-8")
-
-
-def section(text: str, title: str) -> str:
-    """What stands under a heading, up to the next one of its kind."""
-    (found,) = re.findall(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.M | re.S)
-    return found
-
-
-def rows(text: str) -> list[list[str]]:
-    """The cells of the rows of all tables, without their heads."""
-    found = []
-    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
-        for line in block.splitlines()[2:]:
-            found.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
-    return found
+    return pages.TEXTS[pages.ROOT / "docs" / name]
 
 
 def scripts_of(cell: str) -> list[str]:
@@ -193,11 +178,41 @@ def test_the_columns_of_each_script(script, runs):
     assert explained == set(header.split(","))
 
 
+# --- tuning.md ----------------------------------------------------------------------------------
+
+TUNING = {
+    "SAC, SAC with a value network": ["sac_continuous", "sac_v1_value_net"],
+    "DDPG, TD3, TD3 with prioritised replay": [
+        "ddpg_continuous",
+        "td3_continuous",
+        "td3_per_continuous",
+    ],
+    "PPO": ["ppo_continuous"],
+    "Hindsight": ["sac_her_continuous"],
+}
+
+
+@pytest.mark.parametrize("title", TUNING)
+def test_what_shows_a_wrong_setting(title, runs):
+    """Flags and columns that the algorithms of a section have."""
+    flags, columns = set(), set()
+    for script in TUNING[title]:
+        args = importlib.import_module(script).Args
+        flags.update("--" + field.name.replace("_", "-") for field in dataclasses.fields(args))
+        columns.update((runs[script] / "metrics.csv").read_text().splitlines()[0].split(","))
+    table = rows(section(page("tuning.md"), title))
+    assert len(table) >= 3
+    for row in table:
+        assert set(code(row[1])) <= flags, row
+        assert set(code(row[3]) + code(row[4])) <= columns, row
+
+
 # --- programs -----------------------------------------------------------------------------------
 
 
-def blocks(name: str, language: str = "python") -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", page(name), re.MULTILINE | re.DOTALL)
+def programs_of(name: str) -> list[str]:
+    """The Python of a page, block by block."""
+    return pages.blocks(page(name), "python")
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +234,7 @@ def run_blocks(programs: list[str], names: dict | None = None) -> dict:
 
 def test_the_files_load_in_plain_pytorch(pendulum, monkeypatch, capsys):
     monkeypatch.chdir(pendulum)
-    run_blocks(blocks("files.md"))
+    run_blocks(programs_of("files.md"))
     printed = capsys.readouterr().out
     assert "actor.net.0.weight (256, 3)" in printed
     assert printed.endswith("240 0.99\n(240, 9)\n")
@@ -228,7 +243,7 @@ def test_the_files_load_in_plain_pytorch(pendulum, monkeypatch, capsys):
 def test_a_policy_without_its_script(pendulum, monkeypatch, capsys):
     """policy.md up to the export: the same actions as the script's, and an episode."""
     monkeypatch.chdir(pendulum)
-    programs = blocks("policy.md")[:4]
+    programs = programs_of("policy.md")[:4]
     names = run_blocks(programs)
     obs = torch.randn(7, 3) * torch.tensor([1, 1, 8])
     expected = names["actor"](obs)
@@ -243,9 +258,9 @@ def test_a_policy_without_its_script(pendulum, monkeypatch, capsys):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_each_kind_of_actor(script, runs):
-    """The page's ten lines, and the exported program, act as the actor of every script."""
-    names = run_blocks([b for b in blocks("policy.md") if "def layers" in b or "def act_ppo" in b],
-                       {"torch": torch})  # fmt: skip
+    """The page's ten lines act as the actor of every script."""
+    wanted = [b for b in programs_of("policy.md") if re.search("def (layers|act_ppo)", b)]
+    names = run_blocks(wanted, {"torch": torch})
     module = importlib.import_module(script)
     about = json.loads((runs[script] / "args.json").read_text(encoding="utf-8"))
     names["weights"] = torch.load(runs[script] / "model.pt", weights_only=True)
@@ -277,7 +292,7 @@ def test_exports(script, tmp_path, monkeypatch):
     env = module.gym.Env()
     env.observation_space = module.gym.spaces.Box(-1, 1, (5,))
     names = {"torch": torch, "actor": actor, "env": env}
-    for program in blocks("policy.md"):
+    for program in programs_of("policy.md"):
         if "torch.export.save" in program or ("onnx" in program and can_onnx()):
             run_blocks([program], names)
     obs = torch.randn(6, 5)
@@ -306,7 +321,7 @@ def test_the_notebook(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     formula = sac_continuous.soft_value
     programs = []
-    for block in blocks("notebooks.md"):
+    for block in programs_of("notebooks.md"):
         for old, new in SHORTER.items():
             block = block.replace(old, new)
         programs.append(block)
@@ -334,7 +349,7 @@ def test_several_seeds(tmp_path, monkeypatch, capsys):
             folder.mkdir(parents=True)
             table = f"global_step,eval_return_mean\n1,-5\n2,{value}\n3,\n"
             (folder / "metrics.csv").write_text(table)
-    first, simulation, comparison = blocks("seeds.md")
+    first, simulation, comparison = programs_of("seeds.md")
     names = run_blocks([first])
     printed = capsys.readouterr().out
     assert names["finals"] == returns
@@ -352,15 +367,6 @@ def test_several_seeds(tmp_path, monkeypatch, capsys):
 
 
 # --- commands -----------------------------------------------------------------------------------
-
-
-def commands(text: str) -> list[str]:
-    """The lines of a page that start a script, without what a shell does around it."""
-    found = []
-    for block in re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        for line in block.splitlines():
-            found += re.findall(r"\bpython (\w+\.py.*?)(?=; done|$)", line)
-    return found
 
 
 def run_short(command: str, folder: Path) -> dict:
@@ -384,7 +390,7 @@ def run_short(command: str, folder: Path) -> dict:
 @pytest.fixture
 def written(tmp_path, monkeypatch) -> Path:
     """A folder with the files that the page of environments shows, from which Python imports."""
-    for block in blocks("environment.md"):
+    for block in programs_of("environment.md"):
         if name := re.match(r"# (\w+\.py)\n", block):
             (tmp_path / name[1]).write_text(block)
     monkeypatch.chdir(tmp_path)
@@ -395,7 +401,7 @@ def written(tmp_path, monkeypatch) -> Path:
 @pytest.mark.filterwarnings("ignore:.*symmetric and normalized")  # which the page mentions
 def test_an_environment_of_your_own_is_checked(written, capsys):
     """By gymnasium, without another warning, and as the scripts see it."""
-    (check,) = [block for block in blocks("environment.md") if "check_env" in block]
+    (check,) = [block for block in programs_of("environment.md") if "check_env" in block]
     run_blocks([check])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
@@ -404,7 +410,7 @@ def test_an_environment_of_your_own_is_checked(written, capsys):
 
 
 def own_commands() -> list[str]:
-    found = [c for c in commands(page("environment.md")) if "--env-id my_" in c]
+    found = [c for c in pages.commands(page("environment.md")) if "--env-id my_" in c]
     return [c for c in found if "my_module:MyEnv" not in c]
 
 
@@ -433,7 +439,7 @@ def test_the_old_interface_is_converted(written):
             info = {"TimeLimit.truncated": True} if cut else {}
             return np.array([0, self.time, 0], np.float32), 1.0, cut or self.start == 3, info
 
-    (program,) = [block for block in blocks("environment.md") if "class Converted" in block]
+    (program,) = [block for block in programs_of("environment.md") if "class Converted" in block]
     names = run_blocks([program], {"__name__": "page", "gym": gym, "np": np, "OldTask": OldTask})
     env = names["Converted"]()
     obs, _ = env.reset(seed=8)
@@ -442,3 +448,28 @@ def test_the_old_interface_is_converted(written):
     assert flags == [(False, False)] * 4 + [(False, True)]
     env.reset(seed=3)
     assert env.step(np.zeros(1))[2:4] == (True, False)
+
+
+# Commands that cannot be run here, and why.
+NOT_RUN = {
+    "--resume": "goes on with a run; tests/test_checkpoints.py does that",
+    "MyEnv-v0": "stands for an environment of the reader's",
+    "dm_tasks": "needs Shimmy, which needs another MuJoCo",
+    "BipedalWalker": "needs Box2D",
+    "--help": "prints and ends",
+}
+SHOWN = [c for c in pages.COMMANDS if "/" not in c.split()[0]]
+RUN = [c for c in SHOWN if not any(word in c for word in NOT_RUN)]
+
+
+def test_what_is_not_run_is_shown():
+    for word in NOT_RUN:
+        assert any(word in command for command in SHOWN), word
+    assert len(RUN) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", RUN)
+def test_every_command_runs(command, written):
+    """Of all pages, with their own flags but fewer steps."""
+    run_short(command, written / "runs")
