@@ -16,6 +16,7 @@ extensions = [
     "questions",
     "script_diff",
     "slips",
+    "reference",
     "lecture_map",
     "project_pages",
 ]

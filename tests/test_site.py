@@ -1,8 +1,10 @@
 """The reading site: what its formulas have in common with docstrings, and what stops its build."""
 
+import dataclasses
 import html
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import shutil
@@ -12,6 +14,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -107,6 +110,79 @@ def test_every_question_of_the_guide_has_its_box():
     assert sorted(linked) == sorted(asked)
 
 
+# --- the reference ------------------------------------------------------------------------------
+
+ALL_SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+
+
+@pytest.fixture
+def definitions(monkeypatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    return importlib.import_module("definitions")
+
+
+@pytest.mark.parametrize("script", ALL_SCRIPTS)
+def test_the_reference_has_every_definition(script, definitions):
+    """Under its name, with its docstring, its first line and its home."""
+    module = importlib.import_module(script)
+    known = definitions.definitions(ROOT / f"{script}.py").by_name
+    own = {}
+    for name, value in vars(module).items():
+        defined = inspect.isroutine(value) or inspect.isclass(value)
+        if defined and getattr(value, "__module__", "") == script:
+            own[name] = value
+    for name, value in list(own.items()):
+        for part, method in vars(value).items() if inspect.isclass(value) else ():
+            function = inspect.unwrap(getattr(method, "fget", None) or method)
+            written = getattr(function, "__code__", None)  # and not made by dataclass
+            if written and written.co_filename == module.__file__ and part != "__init__":
+                own.setdefault(f"{name}.{part}", function)
+    assert known.keys() == own.keys()
+    for name, value in own.items():
+        unwrapped = inspect.unwrap(value)
+        docstring = unwrapped.__doc__ or ""
+        if not docstring.startswith(f"{name}("):  # which dataclass writes
+            assert known[name].docstring == inspect.cleandoc(docstring), name
+        if inspect.isfunction(unwrapped):
+            assert known[name].lines[0] == unwrapped.__code__.co_firstlineno, name
+        home = definitions.home(ROOT, script, name)
+        assert definitions.ORDER.index(home) <= definitions.ORDER.index(script)
+        there = definitions.definitions(ROOT / f"{home}.py").by_name[name]
+        assert there.plain == known[name].plain
+
+
+def test_what_is_alike_has_one_home(definitions):
+    assert definitions.home(ROOT, "ppo_continuous", "gradient_step") == "sac_continuous"
+    assert definitions.home(ROOT, "td3_per_continuous", "Actor") == "td3_continuous"
+    assert definitions.home(ROOT, "ppo_continuous", "Run.save") == "ppo_continuous"
+    assert definitions.home(ROOT, "ppo_continuous", "Run.finish") == "sac_continuous"
+
+
+@pytest.mark.parametrize("script", [name for name in ALL_SCRIPTS if name != "her_utils"])
+def test_the_reference_has_every_flag(script, definitions):
+    """With the default and the limits that the program has."""
+    args = importlib.import_module(script).Args
+    known = definitions.definitions(ROOT / f"{script}.py")
+    kinds = get_type_hints(args, include_extras=True)
+    fields = {field.name: field for field in known.by_name["Args"].fields}
+    assert list(fields) == [field.name for field in dataclasses.fields(args)]
+    for field in dataclasses.fields(args):
+        shown, kind = fields[field.name], kinds[field.name]
+        assert eval(shown.default) == field.default
+        words = known.limits(shown.kind)
+        if get_origin(kind) is Annotated:
+            number, (low, high) = get_args(kind)
+            name, limits = words.split(", ", 1)
+            assert name == {int: "whole number", float: "number"}[number]
+            numbers = [x.replace(",", "").replace("^", "**") for x in limits.split(" to ")]
+            assert [eval(x) for x in numbers] == [low, high], field.name
+        elif get_origin(kind) is Literal:
+            assert tuple(words.split(", ")) == get_args(kind)
+        else:
+            assert words == {str: "text", bool: "on or off"}[kind]
+        assert shown.about
+
+
 # --- builds -------------------------------------------------------------------------------------
 
 
@@ -158,6 +234,7 @@ def site(built) -> Iterator[Site]:
     """The same copy for each test, put back afterwards."""
     names = [*built.folder.glob("*.py"), *built.folder.glob("docs/*.*")]
     names += built.folder.glob("docs/slips/*.csv")
+    names += built.folder.glob("docs/reference/*.md")
     before = {path: path.read_bytes() for path in names}
     yield built
     for path, content in before.items():
@@ -216,6 +293,10 @@ CHANGES = {
         *("docs/slips.md", "{slips} PPO", "{slips} POP"),
         "there is no subject 'POP'",
         "no directive draws 'PPO'",
+    ),
+    "a page of the reference is missing": (
+        *("docs/reference/her_utils.md", ":::{reference} her_utils.py\n:::", "Nothing."),
+        "her_utils.py has no page of the reference",
     ),
     "a link between pages is dead": (
         *("docs/reading_guide.md", "#which-kl", "#which-ql"),
@@ -302,6 +383,29 @@ def test_the_pages_hold_every_line_once(built):
             if line.strip():
                 assert drawn.pop(f"L-{number}") == line
         assert not any(line.strip() for line in drawn.values())
+
+
+def letters(text: str) -> str:
+    return re.sub(r"\W", "", text).lower()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ALL_SCRIPTS)
+def test_the_reference_page_has_every_docstring(built, definitions, script):
+    """A place for each name, and the words of each docstring whose home this script is."""
+    page = (built.clean / "reference" / f"{script}.html").read_text(encoding="utf-8")
+    text = letters(html.unescape(re.sub("<[^>]+>", "", page)))
+    own = 0
+    for name, one in definitions.definitions(ROOT / f"{script}.py").by_name.items():
+        parent = definitions.home(ROOT, script, name.partition(".")[0])
+        if "." not in name or parent == script:
+            assert f'id="ref-{name}"' in page, name
+        if parent == definitions.home(ROOT, script, name) == script:
+            docstring = " ".join(one.docstring.split())
+            words = docstring.removeprefix(equations.equation(one.docstring))
+            assert letters(words) in text, (name, words)
+            own += 1
+    assert own > 0
 
 
 def links(page: Path) -> set[tuple[Path, str]]:

@@ -97,7 +97,12 @@ class ScriptHead(SphinxDirective):
         label = nodes.literal(path.name, path.name)
         download = addnodes.download_reference("", "", label, reftarget=f"../{path.name}")
         download["refdoc"] = self.env.docname
-        groups = [nodes.paragraph("", "", download, nodes.Text(f", lines 1 to {source.end}"))]
+        groups = [nodes.paragraph("", "", download, nodes.Text(f", lines 1 to {source.end}; all "))]
+        reference = nodes.inline("", "arguments and docstrings")
+        reference = addnodes.pending_xref("", reference, reftype="anchor", refdomain="")
+        reference["refdoc"] = self.env.docname
+        reference["reftarget"] = f"reference/{path.stem} "
+        groups[0] += [reference, nodes.Text(". In the order of the file:")]
         for name in source.blocks:
             if name in rooms:
                 groups.append(nodes.paragraph("", "", nodes.strong("", rooms[name])))

@@ -1,7 +1,6 @@
 """The README and the pages in docs/ speak of what there is: flags, defaults, columns, files."""
 
 import ast
-import csv
 import dataclasses
 import importlib
 import importlib.util
@@ -13,14 +12,8 @@ from types import ModuleType
 
 import helpers
 import pytest
-import torch
 import tyro
-
-ROOT = helpers.TESTS.parent
-README = ROOT / "README.md"
-DOCS = sorted(ROOT.glob("docs/*.md"))
-PAGES = [README, ROOT / "CONTRIBUTING.md", *DOCS]
-TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+from pages import COMMANDS, DOCS, PAGES, README, ROOT, TEXTS, blocks, commands
 
 SCRIPTS = [*helpers.SCRIPTS, "sac_her_continuous"]
 SETTINGS = {script: importlib.import_module(script).Args for script in SCRIPTS}
@@ -28,6 +21,7 @@ SETTINGS = {script: importlib.import_module(script).Args for script in SCRIPTS}
 FOREIGN_FLAGS = {"--file", "--head", "--help", "--index-url", "--mem", "--torch-backend"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+DOCS_AT = (ROOT / "docs").parts
 
 
 def flags_of(settings: type) -> dict[str, object]:
@@ -66,7 +60,7 @@ def number_or_word(cell: str) -> object:
 def test_table_of_defaults(script):
     """The table under the script's own heading."""
     text = TEXTS[ROOT / "docs" / "defaults.md"]
-    pattern = rf"^#### .*`{script}.py`\n(.*?)^##"
+    pattern = rf"^#### .*`{script}.py`\n(.*?)(?=^##|\Z)"
     (section,) = re.findall(pattern, text, re.MULTILINE | re.DOTALL)
     rows = re.findall(r"^\| `(--[\w-]+)` \| ([^|]+) \|", section, re.MULTILINE)
     assert len(rows) > 5
@@ -77,36 +71,32 @@ def test_table_of_defaults(script):
 # --- commands -----------------------------------------------------------------------------------
 
 
-def blocks(text: str, language: str) -> list[str]:
-    """The code blocks in that language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
-
-def commands(text: str) -> list[str]:
-    """Whatever a code block gives to `python`, one script with its flags each."""
-    found = []
-    for block in blocks(text, "bash"):
-        for line in block.splitlines():
-            found += re.findall(r"\bpython ((?:tools/)?\w+\.py.*?)(?=; done|$)", line)
-    return found
-
-
-COMMANDS = sorted({command for text in TEXTS.values() for command in commands(text)})
-
-
 def test_commands_are_found():
-    block = "```bash\nfor seed in 1 2; do python a.py --seed $seed; done\nX=1 python b.py\n```\n"
-    assert commands(block) == ["a.py --seed $seed", "b.py"]
-    assert len(COMMANDS) > 30
+    block = "```bash\nfor seed in 1 2; do python a.py --seed $seed; done\nX=1 python b/c.py\n```\n"
+    block += "Type `python d.py --e` or `python -m pytest`."
+    assert commands(block) == ["a.py --seed $seed", "b/c.py", "d.py --e"]
+    assert len(COMMANDS) > 80
+
+
+def test_pages_are_found():
+    """All that stand in docs/; a new folder of pages must be named above."""
+    built = {"_build", "_cache", "project"}
+    every = {path for path in ROOT.glob("docs/**/*.md") if path.parts[len(DOCS_AT)] not in built}
+    assert set(DOCS) == every
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_parse(command):
     """A shell's variables stand for numbers here, as they do in the loops."""
-    script, *words = shlex.split(re.sub(r"\$(seed|alpha)\b", "1", command))
-    settings = (SETTINGS | TOOLS)[script.removesuffix(".py")]
-    args = tyro.cli(settings, args=words)
-    assert dataclasses.is_dataclass(args)
+    file, *words = shlex.split(re.sub(r"\$(seed|alpha)\b", "1", command))
+    assert (ROOT / file).is_file()
+    settings = SETTINGS | TOOLS
+    if file.removesuffix(".py") in settings:
+        words = [word for word in words if word != "--help"]
+        args = tyro.cli(settings[file.removesuffix(".py")], args=words)
+        assert dataclasses.is_dataclass(args)
+    else:
+        assert file.partition("/")[0] in ("docs", "tests", "benchmarks")
 
 
 @each_page
@@ -114,6 +104,12 @@ def test_commands_can_be_pasted(page):
     """No <placeholder>, which a shell takes for a redirection."""
     for block in blocks(TEXTS[page], "bash"):
         assert not re.search(r"<[\w ]+>", block), block
+
+
+@each_page
+def test_what_is_installed_exists(page):
+    for file in re.findall(r"-r ([\w./-]+\.txt)", TEXTS[page]):
+        assert (ROOT / file).is_file(), file
 
 
 @each_page
@@ -169,39 +165,3 @@ def test_python_blocks_are_python(page):
 def test_torch_is_the_pinned_one():
     (pin,) = re.findall(r"^torch==\S+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     assert set(re.findall(r"torch==[\d.]+\d", TEXTS[README])) == {pin}
-
-
-@pytest.fixture(scope="module")
-def columns(tmp_path_factory) -> dict[str, set[str]]:
-    """The columns of every script's metrics.csv."""
-    found = {}
-    for script in SCRIPTS:
-        quick = helpers.QUICK.get(script, helpers.QUICK["sac_continuous"])
-        folder = tmp_path_factory.mktemp(script)
-        results = helpers.train(script, *quick, f"--runs-dir={folder}")
-        with open(Path(results["run_dir"]) / "metrics.csv", newline="") as file:
-            found[script] = set(next(csv.reader(file)))
-    return found
-
-
-def test_every_column_is_explained(columns):
-    """docs/metrics.md has a row for each column, and for no other."""
-    text = TEXTS[ROOT / "docs" / "metrics.md"].partition("## How many updates")[0]
-    cells = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", text, re.MULTILINE)
-    explained = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
-    assert explained == set().union(*columns.values())
-
-
-def test_a_finished_run_acts(tmp_path):
-    """The README's lines that load model.pt."""
-    quick = helpers.QUICK["sac_continuous"]
-    run = helpers.train("sac_continuous", *quick, "--hidden-dim=256", f"--runs-dir={tmp_path}")
-    (block,) = [b for b in blocks(TEXTS[README], "python") if "model.pt" in b]
-    names = {}
-    exec(block.replace("runs/RUN", str(run["run_dir"])), names)
-    action, obs = names["action"], names["obs"]
-    assert action.shape == (1,) and abs(action).max() <= 1
-    with torch.inference_mode():
-        expected = run["actor"](torch.as_tensor(obs)).numpy()
-    assert (action == expected).all()
-    names["env"].step(action)
