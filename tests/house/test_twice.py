@@ -29,11 +29,17 @@ def plain(sentence: str) -> str:
 
 
 def docstrings(path: Path) -> list[str]:
-    """Those of a file, and the comments on lines of their own."""
+    """Those of a file, and the comments on lines of their own.
+
+    The help of a flag is left out: it stands in every program that has the flag.
+    """
     text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    flags = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args"]
+    helps = [text for node in flags for text in node.body]
     found = []
-    for node in ast.walk(ast.parse(text)):
-        alone = node.value if isinstance(node, ast.Expr) else None
+    for node in ast.walk(tree):
+        alone = node.value if isinstance(node, ast.Expr) and node not in helps else None
         if isinstance(alone, ast.Constant) and isinstance(alone.value, str):
             found.append(alone.value)
     comments = re.findall(r"(?:^ *# .*\n)+", text, re.MULTILINE)
@@ -82,7 +88,8 @@ def test_what_stands_twice_is_seen(tmp_path, monkeypatch):
     """In two pages, twice in one, and in a docstring and a page."""
     words = "Here is a sentence of more words than may stand twice"
     script = tmp_path / "script.py"
-    script.write_text(f'def f():\n    """{words}, and so on."""\n')
+    flags = 'class Args:\n    out: str\n    """where a very long sentence may stand many times"""\n'
+    script.write_text(f'def f():\n    """{words}, and so on."""\n\n{flags}')
     assert docstrings(script) == [f"{words}, and so on."]
     page = pages.ROOT / "docs" / "other.md"
     for text in (f"{words}.\n\n*{words}*.", f"{pages.TEXTS[pages.README]}"):
