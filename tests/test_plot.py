@@ -318,10 +318,14 @@ def test_over_updates(tmp_path, settings, expected):
 
 
 @pytest.mark.parametrize("settings", [{}, PPO | {"target_kl": 0.1}, {"target_kl": None}])
-def test_unknown_updates(tmp_path, settings):
+def test_unknown_updates(tmp_path, capsys, settings):
     """Where a PPO may stop early, or without the settings, their number is not known."""
     path = write(tmp_path, 1, rows((10, 1), (20, 2), (30, 3)), **settings)
-    assert plot.curve(load(path), "updates", EVAL).empty
+    run = load(path)
+    assert plot.curve(run, "updates", EVAL).empty
+    with pytest.raises(SystemExit):
+        plot.choose_metrics((), [run], "updates")
+    assert f"{EVAL} over updates was never measured" in capsys.readouterr().err
 
 
 def test_a_file_with_several_runs(tmp_path):

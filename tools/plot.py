@@ -591,7 +591,7 @@ def choose_metrics(wanted: tuple[str, ...], runs: list[Run], x: str) -> list[str
     columns = list(dict.fromkeys(column for run in runs for column in run.table))
     metrics = list(dict.fromkeys(wanted))
     if not metrics:
-        evaluated = curves_of(runs, x, "eval_return_mean")
+        evaluated = curves_of(runs, "global_step", "eval_return_mean")
         metrics = ["eval_return_mean" if evaluated else "episodic_return"]
     for column in (*metrics, x):
         if column not in columns:
