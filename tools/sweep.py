@@ -699,3 +699,5 @@ if __name__ == "__main__":
         sys.exit(main(tyro.cli(Args, description=__doc__)))
     except KeyboardInterrupt:
         sys.exit(1)
+    except BrokenPipeError:  # as with `--list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
