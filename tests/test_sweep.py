@@ -222,6 +222,7 @@ WRONG = {
     "retries": (["good.toml", "--retries", "-1"], "--retries must be at least 0, not -1"),
     "cores there": (["good.toml", "--cores=1", "--address=auto"], "--cores is for this machine"),
     "no folder": (["good.toml", "--runs-dir", "other.py"], "--runs-dir other.py is not a folder"),
+    "no place": (["good.toml", "--task=1", "--runs-dir=other.py/a"], "cannot make "),
     "another run": (["good.toml", "--runs-dir", "taken"], "gamma was 0.5 and is now 0.99; take"),
     "without Ray": (["good.toml"], "pip install -r requirements-sweep.txt (--task and --list need"),
 }
@@ -382,7 +383,7 @@ def test_a_folder_that_another_process_holds():
     run = a_run()
     sweep.prepare(run)
     held = sweep.take(run, 0)
-    with held, mock.patch.object(sweep, "SECONDS_TO_STOP", 0.3):
+    with held, mock.patch.object(sweep, "SECONDS_TO_WAIT", 0.3):
         assert sweep.take(run, 0.3) is None
         assert sweep.execute(run, os.getcwd()) == "another process is at this run"
         with pytest.raises(SystemExit, match="error: another process is at "):
@@ -423,7 +424,21 @@ def test_a_script_that_fails():
     assert (run.folder / "log.txt").read_text().count("broken.py") >= 3
     if os.name == "posix":
         broken.write_text("import os\nos.kill(os.getpid(), 9)\n")
-        assert sweep.execute(run, os.getcwd()).startswith("ended by signal 9")
+        assert sweep.execute(run, os.getcwd()).startswith("killed, as the system does when")
+        broken.write_text("import os\nos.kill(os.getpid(), 15)\n")
+        assert sweep.execute(run, os.getcwd()) == "ended by signal 15"
+
+
+def test_a_folder_that_cannot_be_made():
+    """It is that run's problem alone."""
+    Path("file").touch()
+    good = a_run()
+    bad = dataclasses.replace(good, folder=Path("file").resolve() / "run")
+    ray: Any = mock.Mock(cluster_resources=lambda: {"CPU": 2.0})
+    all_runs = sweep.Sweep(ray, [bad, good], retries=0)
+    all_runs.submit()
+    assert "file" in all_runs.problems[bad.folder]
+    assert [*all_runs.running.values()] == [good]
 
 
 def test_a_machine_that_lacks_the_folder_or_the_script():

@@ -47,6 +47,7 @@ INSTALL = "pip install -r requirements-sweep.txt"
 OURS = {"resume", "runs_dir"}  # flags that the sweep sets by itself
 UNIMPORTANT = {*OURS, "checkpoint_frequency", "track"}  # they leave a run's numbers as they are
 SECONDS_TO_STOP = 60  # a run that is asked to stop writes a checkpoint first
+SECONDS_TO_WAIT = 120  # for the lock of a machine that died, which a network disk keeps for a while
 OBJECT_STORE = 100_000_000  # bytes; Ray would take a third of the memory, and needs next to none
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to Ray's makers
@@ -406,8 +407,8 @@ def execute(run: Run, folder: str) -> str:
         return f"{machine} does not see {run.folder}: all machines must share --runs-dir"
     if not run.script.is_file():
         return f"{machine} has no {run.script}"
-    # After a machine died, its last process may still be writing a checkpoint.
-    held = take(run, SECONDS_TO_STOP)
+    # A process whose parent died may still be writing a checkpoint.
+    held = take(run, SECONDS_TO_WAIT)
     if held is None:
         return "another process is at this run"
     with held, open(run.folder / "log.txt", "ab") as log:
@@ -417,8 +418,10 @@ def execute(run: Run, folder: str) -> str:
         log.write(f"{time.ctime()}, {machine}: {shlex.join(command)}\n".encode())
         log.flush()
         code = supervise(command, folder, log, held)
+    if code == -9:
+        return "killed, as the system does when the memory is full"
     if code < 0:
-        return f"ended by signal {-code}; signal 9 often means that the memory was full"
+        return f"ended by signal {-code}"
     if code > 0:
         return last_line(run.folder / "log.txt")
     if not is_complete(run):
@@ -462,6 +465,7 @@ def last_line(log: Path) -> str:
 def run_here(runs: list[Run], number: int) -> None:
     """Only this one, in this process, as if the script itself had been started."""
     run = runs[number - 1]
+    make_folder(run.folder.parent)
     prepare(run)
     held = take(run, 0)
     if held is None:
@@ -478,15 +482,21 @@ def run_here(runs: list[Run], number: int) -> None:
 
 def prepare(run: Run) -> None:
     """The run's folder, with its command: whoever sees this file is at the right folder."""
-    try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["python", run.script.name, *run.flags])
-        (run.folder / "command.txt").write_text(command + "\n", encoding="utf-8")
-    except OSError as error:
-        fail(f"cannot write into {run.folder}: {error.strerror}")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["python", run.script.name, *run.flags])
+    (run.folder / "command.txt").write_text(command + "\n", encoding="utf-8")
 
 
 # === All runs, on Ray =============================================================================
+def make_folder(runs_dir: Path) -> None:
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"cannot make {runs_dir}: {error.strerror}")
+    if not os.access(runs_dir, os.W_OK):
+        fail(f"cannot write into {runs_dir}")
+
+
 def start_ray(args: Args) -> ModuleType:
     os.environ |= RAY_SETTINGS
     try:
@@ -540,7 +550,9 @@ class Sweep:
     def complete_all(self) -> None:
         while self.waiting or self.running:
             self.submit()
-            ended, _ = self.ray.wait([*self.running], timeout=2)
+            ended = []
+            if self.running:
+                ended, _ = self.ray.wait([*self.running], timeout=2)
             for task in ended:
                 self.collect(task, self.running.pop(task))
             self.show_progress()
@@ -551,7 +563,11 @@ class Sweep:
         cores = self.ray.cluster_resources().get("CPU", 0)
         while self.waiting and len(self.running) < max(1, cores):
             run = self.waiting.pop(0)
-            prepare(run)
+            try:
+                prepare(run)
+            except OSError as error:
+                self.problems[run.folder] = in_one_line(error)
+                continue
             options = {"max_retries": self.retries, "name": run.folder.name, **needs(run)}
             task = self.ray.remote(execute).options(**options).remote(run, os.getcwd())
             self.running[task] = run
@@ -592,6 +608,7 @@ def run_with_ray(args: Args, runs: list[Run]) -> dict[Path, str]:
     ray = start_ray(args)
     try:
         check_needs(ray, runs)
+        make_folder(args.runs_dir)
         for name in ("SIGTERM", "SIGHUP"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), interrupt)
@@ -682,3 +699,5 @@ if __name__ == "__main__":
         sys.exit(main(tyro.cli(Args, description=__doc__)))
     except KeyboardInterrupt:
         sys.exit(1)
+    except BrokenPipeError:  # as with `--list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
