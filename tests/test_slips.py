@@ -185,3 +185,34 @@ def test_a_mark_tells_what_was_run(measure, tmp_path, monkeypatch):
 
 def test_the_tables_are_read_from_their_own_folder():
     assert slip_tables.TABLES == ROOT / "tests" / "slips"
+
+
+# --- learning curves ----------------------------------------------------------------------------
+
+
+def test_a_run_is_made_once_and_drawn(measure, tmp_path, monkeypatch, capsys):
+    """A run of a tenth of a second, right and wrong; what the table has is not run again."""
+    curves = importlib.import_module("curves")
+    tiny = {"total_timesteps": 60, "learning_starts": 20, "hidden_dim": 8, "batch_size": 8}
+    tiny |= {"env_id": "worlds:Endless-v0", "eval_episodes": 1, "log_frequency": 10}
+    course = curves.Course(tiny, 3, curves.WITH_BIAS)
+    monkeypatch.setattr(curves, "COURSES", {"td3_continuous": course})
+    monkeypatch.setattr(curves, "SEEDS", [1])
+    monkeypatch.setattr(curves, "HERE", tmp_path)
+    monkeypatch.setattr(curves, "TABLE", tmp_path / "curves.csv")
+    (slip,) = [slip for slip in curves.with_curves() if slip.name == "one-slow-twin-twice"]
+    monkeypatch.setattr(curves, "with_curves", lambda: [slip])
+    assert [run[1:] for run in curves.runs_to_do([])] == [(None, 1), (slip, 1)]
+    curves.measure()
+    found = curves.read_rows()
+    assert len(found) == 2 * 2 * 3 and curves.runs_to_do(found) == []
+    assert {row["column"] for row in found} == set(curves.WITH_BIAS)
+    bias = [row for row in found if row["column"] == "q_bias"]
+    assert [row["step"] for row in bias] == ["20", "40", "60"] * 2
+    right, wrong = ([r["value"] for r in bias if r["slip"] == name] for name in ("", slip.name))
+    assert right != wrong
+    curves.draw(slip, found)
+    assert 1000 < (tmp_path / f"{slip.name}.png").stat().st_size < 60_000
+    for row in found:
+        row["mark"] = "older" if row["slip"] == "" else row["mark"]
+    assert [run[1:] for run in curves.runs_to_do(found)] == [(None, 1)]

@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 import closed_forms
 import gymnasium as gym
