@@ -260,6 +260,7 @@ def test_the_floor_is_raced(monkeypatch):
 
 
 @pytest.mark.parametrize("algorithm", common.ALGORITHMS)
+@pytest.mark.slow
 def test_the_profile_has_the_functions_of_the_loop(algorithm, capsys):
     """Those that step, store, draw and learn; each with a time, and all of it together."""
     row = common.ALGORITHMS[algorithm]
@@ -463,6 +464,7 @@ def replay():
     return importlib.import_module("replay")
 
 
+@pytest.mark.slow
 def test_draws_are_timed_in_turns_and_alike(tmp_path, replay):
     """Every kind, size and place; new priorities come on top of the draw."""
     args = replay.Args(sizes=(300, 700), batch_size=8, rounds=2, out=tmp_path / "r.csv")
@@ -511,6 +513,7 @@ def test_a_peer_reports_like_our_script(library):
     assert all(-2000 < found.mean < 0 for found in common.evaluations(ran))
 
 
+@pytest.mark.slow
 def test_compare_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     """Our script's evaluations arrive in CSV and table; what is done is not run again."""
     out, also = tmp_path / "a.csv", tmp_path / "b.csv"

@@ -954,6 +954,7 @@ def part_of_agent(name):
 
 
 @each_kind
+@pytest.mark.slow
 def test_each_part_of_the_agent_matters(script, module, half, gone_on, tmp_path):
     """Networks, slow copies, temperature or penalty, moments of Adam and of observations."""
     weights = read_checkpoint(half)["parts"]["agent"]
@@ -1191,6 +1192,7 @@ def test_a_finished_run_returns_its_results_again(script, module, tmp_path):
 # === --compile ====================================================================================
 @each_kind
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.slow
 def test_what_is_asked_of_the_compiler(device, module, monkeypatch):
     """One graph with PyTorch's own noise; on a GPU, results that the next call leaves alone."""
     from torch._dynamo import config

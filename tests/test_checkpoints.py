@@ -117,6 +117,7 @@ def stopped_at(step: int, folder: Path, out: str) -> Path:
         ),
     ],
 )
+@pytest.mark.slow
 def test_killed_at_random_moments(
     script: str, env_id: str, steps: int, kills: int, tmp_path: Path, expected: Callable
 ) -> None:
@@ -148,6 +149,7 @@ WRITES = [("torch", "save"), ("os", "fsync"), ("os", "replace")]  # once per fil
 @both
 @pytest.mark.parametrize("number", [3, 4], ids=["model", "checkpoint"])
 @pytest.mark.parametrize("owner, name", WRITES)
+@pytest.mark.slow
 def test_killed_while_writing(
     script: str, owner: str, name: str, number: int, tmp_path: Path, expected: Callable
 ) -> None:
@@ -165,6 +167,7 @@ def test_killed_while_writing(
 
 
 @pytest.mark.parametrize("script, call, step", [(*ONE, 4, 60), (PPO, 2, 20)])
+@pytest.mark.slow
 def test_killed_while_rewriting_metrics(
     script: str, call: int, step: int, tmp_path: Path, expected: Callable
 ) -> None:

@@ -96,6 +96,7 @@ def smaller(x):
     return x * upper - phi
 
 
+@pytest.mark.slow
 def test_maximisation_bias(capsys, picture):
     found = importlib.import_module("maximisation_bias").main(picture)
     for actions, row in found["once"].items():
@@ -122,6 +123,7 @@ def test_entropy_in_bits(capsys, picture):
     assert_page_shows(capsys, "entropy_in_bits")
 
 
+@pytest.mark.slow
 def test_many_gradient_steps(picture):
     """Only the first batches: the rest takes many seconds. Digits depend on the processor here."""
     demo = importlib.import_module("many_gradient_steps")

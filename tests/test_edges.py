@@ -659,6 +659,7 @@ def test_a_place_with_spaces_seen_from_another_folder(tiny_run, module, tmp_path
     assert metrics(again["run_dir"])[-1]["global_step"] == "60"
 
 
+@pytest.mark.slow
 def test_ways_to_resume(tiny_run, module, tmp_path, capsys):
     """By resume(), with a path of either kind, or as a setting: it goes on, nothing begins anew."""
     whole = tiny_run(PLAIN, total_timesteps=60)
@@ -709,6 +710,7 @@ BLOCKED = register(Blocked)
 @pytest.mark.parametrize(
     "script, second", [(SAC, signal.SIGTERM), (PPO, signal.SIGINT)], indirect=["script"]
 )
+@pytest.mark.slow
 def test_a_blocked_simulator_can_be_ended(script, second, tmp_path):
     """By the second signal."""
     log = tmp_path / "log"

@@ -97,6 +97,7 @@ def test_numbers_are_those_of_the_last_evaluation(trained, run, capsys):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.slow
 def test_numbers_of_networks_as_large_as_the_default(threads, tmp_path):
     """A process of its own multiplies by the library that the run had."""
     flags = "--hidden-dim=256", "--total-timesteps=60", f"--num-threads={threads}"

@@ -522,6 +522,7 @@ def test_no_hindsight():
 
 # === What is learnt ===============================================================================
 @pytest.mark.parametrize("env_id, value", [("Stuck-v0", 1.0), ("StuckForEver-v0", 1 / (1 - 0.8))])
+@pytest.mark.slow
 def test_value_of_a_goal_that_is_met(env_id, value, tmp_path):
     """Reward 1 where the goal is met. If that ends the episode it is all that there is to come; if
     only a time limit does, 1 + gamma + gamma^2 + ... is. The goal that is never met is worth 0.
@@ -751,6 +752,7 @@ def test_a_longer_run_has_a_larger_buffer(tmp_path):
     same(read_checkpoint(twice)["parts"], read_checkpoint(once)["parts"])
 
 
+@pytest.mark.slow
 def test_it_stands_alone_with_her_utils(tmp_path):
     """Copied out and under another name it runs, and says how often it succeeds."""
     shutil.copy(source(SCRIPT), tmp_path / "mine.py")

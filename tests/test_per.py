@@ -594,6 +594,7 @@ def test_stopped_by_a_signal(step, whole, tmp_path, monkeypatch, capsys):
     assert len(read_checkpoint(whole)["parts"]["replay"]["priority"].unique()) > 60
 
 
+@pytest.mark.slow
 def test_a_longer_run_has_a_larger_tree(tmp_path, capsys):
     """200 steps at once, or 120 and then the rest: the same where beta does not depend on it."""
     flags = [*QUICK[SCRIPT], "--per-beta=1"]

@@ -489,6 +489,7 @@ def test_default_metric(tmp_path, capsys):
     assert "| episodes |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_picture(tmp_path):
     """As typed, without arguments: a picture with every script's own colour, and a table."""
     noise = np.random.default_rng(0)

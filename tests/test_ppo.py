@@ -850,6 +850,7 @@ def test_a_lost_process_ends_the_run(how, ppo_run, tmp_path, monkeypatch):
 
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_signals_to_all_processes(number, tmp_path):
     """Ctrl-C, or a scheduler that ends a job, reaches the processes of --async-envs too.
 

@@ -27,6 +27,7 @@ def held(run=None):
 
 
 @each_kind
+@pytest.mark.slow
 def test_thousands_of_short_episodes_leave_nothing(tiny_run, module, monkeypatch):
     """Memory, threads, open files and the lists of the run are as after the first thousand."""
     samples = []
@@ -49,6 +50,7 @@ def test_thousands_of_short_episodes_leave_nothing(tiny_run, module, monkeypatch
 
 
 @each_kind
+@pytest.mark.slow
 def test_runs_close_what_they_opened(tiny_run):
     def both():
         tiny_run(eval_frequency=20)

@@ -38,6 +38,7 @@ FINAL = re.compile(
     "ppo_continuous",
     *(pytest.param(name, marks=pytest.mark.slow) for name in OFF_POLICY[1:]),
 )
+@pytest.mark.slow
 def test_a_copy_runs_alone(script, module, tmp_path):
     """Under any name, in an empty folder; and a process of its own comes to the same weights."""
     name = "my homework.py"

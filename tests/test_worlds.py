@@ -43,6 +43,7 @@ def q_of(agent, time):
 
 
 @every_script
+@pytest.mark.slow
 def test_a_time_limit_is_not_death(script, tmp_path):
     """Reward 1 for ever is worth 1 / (1 - gamma) = 10; taken for an end it would be 3.6."""
     settings = {"total_timesteps": 800, "tau": 0.2} | SETTINGS[script]
@@ -52,6 +53,7 @@ def test_a_time_limit_is_not_death(script, tmp_path):
 
 @every_script
 @pytest.mark.parametrize("world", ["Both", pytest.param("Ending", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_termination_is_the_end_also_at_a_time_limit(world, script, tmp_path):
     """The last step is worth exactly its reward, the first 1 + 0.9 + ... + 0.9^4 = 4.1."""
     settings = {"total_timesteps": 1500, "tau": 0.1} | SETTINGS[script]
@@ -68,6 +70,7 @@ def test_termination_is_the_end_also_at_a_time_limit(world, script, tmp_path):
         ("sac_v1_value_net", 3, {"reward_scale": 3.0}),
     ],
 )
+@pytest.mark.slow
 def test_with_a_temperature_entropy_is_worth_something_too(script, c, settings, tmp_path):
     """Q = (c + gamma alpha H) / (1 - gamma), and the best policy is nearly uniform on [-1, 1]^2.
 
@@ -85,6 +88,7 @@ def test_with_a_temperature_entropy_is_worth_something_too(script, c, settings, 
 
 
 @pytest.mark.parametrize("alpha", [0.01, 3.0])
+@pytest.mark.slow
 def test_entropy_settles_on_its_target_from_both_sides(alpha, tmp_path):
     """Started too cold and too hot; the target is -1 * dim(A) nats."""
     settings = {"alpha": alpha, "alpha_lr": 3e-2, "total_timesteps": 2500, "gamma": 0.0}
