@@ -52,7 +52,7 @@ def test_a_time_limit_is_not_death(script, tmp_path):
 
 
 @every_script
-@pytest.mark.parametrize("world", ["Both", pytest.param("Ending", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world", ["Both", "Ending"])
 @pytest.mark.slow
 def test_termination_is_the_end_also_at_a_time_limit(world, script, tmp_path):
     """The last step is worth exactly its reward, the first 1 + 0.9 + ... + 0.9^4 = 4.1."""
