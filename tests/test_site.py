@@ -71,6 +71,10 @@ def test_unknown_words_are_no_equation():
         equations.typeset("mean of mu(s)^2")
 
 
+def test_shapes_are_no_equation():
+    assert equations.equation("(B, O) -> (B, A), without exploration.") == ""
+
+
 SAME = r"J_Q(\theta) = \operatorname{mean}\,\tfrac12\,\bigl(Q_\theta(s,a) - y\bigr)^2"
 
 

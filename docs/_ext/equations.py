@@ -117,7 +117,7 @@ def equation(docstring: str) -> str:
         if letter == "," and depth == 0:
             text = text[:place]
             break
-    if not re.search(r"[-+=~]", text):
+    if "->" in text or not re.search(r"[-+=~]", text):  # an arrow stands between shapes
         return ""
     try:
         typeset(text)

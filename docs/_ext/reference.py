@@ -138,7 +138,7 @@ class Reference(SphinxDirective):
                 latex = displayed(plain)
                 found.append(nodes.math_block(latex, latex, number=None, label=None))
                 joined = " ".join(paragraph.split("\n"))
-                paragraph = joined.removeprefix(plain).strip(" ,.;")
+                paragraph = joined.removeprefix(plain).strip(" ,.;:")
                 if re.match("[a-z]{2,} ", paragraph):
                     paragraph = paragraph[0].upper() + paragraph[1:]
                 paragraph += "." if paragraph.endswith(("]", "constant")) else ""
