@@ -249,6 +249,7 @@ STEP, RESET, UPDATE = (PendulumEnv, "step"), (PendulumEnv, "reset"), (torch, "ra
         ((os, "fsync"), 2, 100, ["--checkpoint-frequency=100"]),  # for the file's
     ],
 )
+@pytest.mark.slow
 def test_signal_at_a_step(
     script: str,
     where: tuple,
@@ -400,6 +401,7 @@ AT_RESET = (worlds.Regulator, "reset"), 2 + 21, 209, SHORT
         (PPO, (torch, "randperm"), 2 * 5 + 2, 100, []),  # in an update, whose beginning is kept
     ],
 )
+@pytest.mark.slow
 def test_fault(
     script: str,
     where: tuple,
@@ -762,6 +764,7 @@ limits = pytest.mark.skipif(os.name != "posix", reason="Windows has no limit on 
 @pytest.mark.parametrize(
     "name, short_of", [("checkpoint.pt", 9_000), ("checkpoint.pt", 1), ("model.pt", 1)]
 )
+@pytest.mark.slow
 def test_full_disk(
     script: str, name: str, short_of: int, tmp_path: Path, expected: Callable
 ) -> None:
@@ -831,6 +834,7 @@ def test_full_disk_for_metrics_alone(
     ids=["save", "fsync", "replace", "once"],
 )
 @pytest.mark.parametrize("number", [1, 2], ids=["model", "checkpoint"])
+@pytest.mark.slow
 def test_failing_disk(
     script: str,
     owner: str,

@@ -291,6 +291,7 @@ def test_defaults_of_pictures(run, tmp_path):
     assert next(imageio_ffmpeg.read_frames(str(tmp_path / "a.mp4")))["size"] == (500, 500)
 
 
+@pytest.mark.slow
 def test_window(run, monkeypatch):
     """A window shows the starts and every step, and is closed; the returns are the evaluation's.
 
@@ -492,6 +493,7 @@ def test_interruption(run, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("*swing*"))) == 1
 
 
+@pytest.mark.slow
 def test_command(run, tmp_path):
     """As typed, without a display: the latest run under runs/, and nothing on standard error."""
     done = helpers.run("tools/enjoy", "--out", "swing.gif", cwd=tmp_path)

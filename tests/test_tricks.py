@@ -48,6 +48,7 @@ def test_td3_without_its_tricks_is_ddpg(seed, result_of):
 
 
 @pytest.mark.parametrize("trick", OFF)
+@pytest.mark.slow
 def test_each_trick_alone_changes_what_is_learnt(trick, result_of):
     """Gradients are not clipped here: the second critic acts through the target alone."""
     settings = {name: value for name, value in OFF.items() if name != trick}
