@@ -1,10 +1,11 @@
 # MIT licence. Part of Marginalia.
-"""Keep the policy of a run and nothing else: the actor's weights, in a tenth of the space.
+"""Keep the policy of a run and nothing else: the actor's weights.
 
     python tools/keep_policy.py runs/<run> --best
     python tools/enjoy.py policies/<environment>__<script>__<seed>__best
 
-The new folder has a model.pt and an args.json, which is what enjoy.py needs. A run cannot be
+The new folder has a model.pt and an args.json, which is what enjoy.py needs. With the default
+networks it is a twelfth as large as TD3's model.pt, and a fifth as large as PPO's. A run cannot be
 resumed from it. args.json keeps the settings and versions, but no path and no machine.
 """
 

@@ -1,7 +1,7 @@
 # MIT licence. Part of Marginalia.
 """What a slip does to a number that is known: numbers.csv, for the slips of docs/slips.md.
 
-    python docs/slips/measure.py              # what numbers.csv lacks; all of it takes 15 minutes
+    python docs/slips/measure.py              # what numbers.csv lacks; all of it takes six minutes
     python docs/slips/measure.py --check      # only say what it lacks
 
 Each function below takes a script, right or with a slip in it, and returns numbers with the values

@@ -36,7 +36,7 @@ def docstrings(path: Path) -> list[str]:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     flags = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args"]
-    helps = [text for node in flags for text in node.body]
+    helps = [part for node in flags for part in node.body]
     found = []
     for node in ast.walk(tree):
         alone = node.value if isinstance(node, ast.Expr) and node not in helps else None
