@@ -12,6 +12,15 @@ from helpers import QUICK, SCRIPTS, TINY, main, one_line
 torch.set_num_threads(1)  # there is a process for each core: more threads would wait for each other
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks who is slow
+def pytest_collection_modifyitems(items):
+    """@slow_but("sac_continuous"): a test is slow unless one of these words is in its name."""
+    for item in items:
+        for mark in item.iter_markers("slow_but"):
+            if not any(word in item.name for word in mark.args):
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def a_test_of_its_own():
     """No test depends on another's random numbers, nor does a script's signal handler outlive it.

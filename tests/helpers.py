@@ -115,6 +115,10 @@ def scripts(*names: Any) -> pytest.MarkDecorator:
 
 
 off_policy = scripts(*OFF_POLICY)
+# One of them is for every day, and more for the night.
+slow, night = pytest.mark.slow, pytest.mark.night
+SEEDS = [pytest.param(1, marks=slow), pytest.param(2, marks=night), pytest.param(3, marks=night)]
+three_seeds = pytest.mark.parametrize("seed", SEEDS)
 one = scripts("sac_continuous")
 each_kind = scripts("sac_continuous", "ppo_continuous")  # where only the bookkeeping is at stake
 

@@ -350,6 +350,7 @@ worlds.register("EndsAt10002", worlds.Corridor, None, ends=10_002)
 worlds.register("CutAt10002", worlds.Corridor, 10_002)
 
 
+@pytest.mark.slow_but("ppo_continuous")
 @scripts(SAC, PPO)
 @pytest.mark.parametrize("name, length", [("EndsAt10000", 10_000), ("CutAt10002", 10_002)])
 def test_a_long_episode_is_evaluated_to_its_end(name, length, module):

@@ -33,10 +33,12 @@ from helpers import (
     QUICK,
     main,
     metrics,
+    night,
     read_checkpoint,
     run,
     run_dir,
     same,
+    slow,
     train,
 )
 from processes import (
@@ -107,17 +109,16 @@ def stopped_at(step: int, folder: Path, out: str) -> Path:
 @pytest.mark.parametrize(
     "script, env_id, steps, kills",
     [
-        (*ONE, "Pendulum-v1", 500, 12),
-        (*ONE, "Hopper-v5", 400, 3),
-        pytest.param(*ONE, "HalfCheetah-v5", 400, 3, marks=pytest.mark.slow),
-        *((script, "Pendulum-v1", 400, 2) for script in OFF_POLICY[1:]),
+        pytest.param(*ONE, "Pendulum-v1", 500, 12, marks=slow),
+        pytest.param(*ONE, "Hopper-v5", 400, 3, marks=slow),
+        pytest.param(*ONE, "HalfCheetah-v5", 400, 3, marks=night),
         *(
-            pytest.param(script, "Hopper-v5", 400, 2, marks=pytest.mark.slow)
+            pytest.param(script, env_id, 400, 2, marks=night)
             for script in OFF_POLICY[1:]
+            for env_id in ("Pendulum-v1", "Hopper-v5")
         ),
     ],
 )
-@pytest.mark.slow
 def test_killed_at_random_moments(
     script: str, env_id: str, steps: int, kills: int, tmp_path: Path, expected: Callable
 ) -> None:
@@ -184,6 +185,7 @@ def test_killed_while_rewriting_metrics(
     same_run(run_dir(folder), expected(script, *flags))
 
 
+@pytest.mark.slow
 @posix
 @one
 def test_signals(script: str, tmp_path: Path, expected: Callable) -> None:
@@ -426,6 +428,7 @@ def test_fault(
     same_run(path.parent, whole)
 
 
+@pytest.mark.slow
 @each
 def test_fault_in_an_update(
     script: str, tmp_path: Path, expected: Callable, monkeypatch: Any, capsys: Any
@@ -474,6 +477,7 @@ def test_handlers_are_restored(
         signal.signal(number, before)
 
 
+@pytest.mark.slow
 @both
 def test_in_a_thread(script: str, tmp_path: Path, expected: Callable) -> None:
     """Where no signal can be caught, train() is the same."""
@@ -557,6 +561,7 @@ def notes(out: str) -> list[str]:
 LONGER = "note: total_timesteps is now 240, not 110; the result may differ from here on"
 
 
+@pytest.mark.slow_but("flags0")
 @one
 @pytest.mark.parametrize("flags", [[], ["--buffer-size=150"], ["--eval-frequency=110"]])
 def test_made_longer(
@@ -571,6 +576,7 @@ def test_made_longer(
     assert notes(out) == [LONGER]
 
 
+@pytest.mark.slow
 @one
 def test_finished(script: str, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     """Resumed from within its folder, a finished run says its results again, and is the same."""
@@ -592,6 +598,7 @@ FIXED |= {"autotune", "double_q", "surrogate", "norm_obs"}
 FIXED |= {"alpha", "kl_coef"}  # they are learnt, and the checkpoint has their values
 
 
+@pytest.mark.slow_but("sac_continuous")
 @pytest.mark.parametrize("script", [*OFF_POLICY, PPO])
 def test_other_settings(script: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     """Refused by name, each one that the checkpoint fixes; of the others, each is printed."""
@@ -640,6 +647,7 @@ def test_other_settings_on_the_command_line(script: str, tmp_path: Path, capsys:
     assert run_dir(tmp_path) == path.parent
 
 
+@pytest.mark.slow_but("flags0")
 @one
 @pytest.mark.parametrize(
     "flags, length, what",
@@ -678,6 +686,7 @@ def test_ppo_is_not_put_back(tmp_path: Path, capsys: Any) -> None:
         assert "note: every environment begins a new episode: not bit for bit from here" in out
 
 
+@pytest.mark.slow_but("sac_continuous")
 @each
 def test_contents(script: str, tmp_path: Path, expected: Callable) -> None:
     """checkpoint.pt alone goes on elsewhere; model.pt is the agent; the actor acts as it did."""
@@ -705,6 +714,7 @@ def test_contents(script: str, tmp_path: Path, expected: Callable) -> None:
     same(read_checkpoint(alone)["parts"], read_checkpoint(expected(script, *flags))["parts"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script, call", [(*ONE, 201), (PPO, 11)])
 def test_poisoned_parameter(script: str, call: int, tmp_path: Path, monkeypatch: Any) -> None:
     """A parameter that is not finite is named, and not saved: the last good checkpoint is kept."""
@@ -781,6 +791,7 @@ def test_full_disk(
     assert str(folder / name) in message and os.strerror(errno.EFBIG) in message
 
 
+@pytest.mark.slow
 @limits
 @one
 def test_full_disk_for_metrics(script: str, tmp_path: Path, expected: Callable) -> None:
@@ -792,6 +803,7 @@ def test_full_disk_for_metrics(script: str, tmp_path: Path, expected: Callable) 
     assert "metrics.csv" in message and os.strerror(errno.EFBIG) in message
 
 
+@pytest.mark.slow
 @limits
 @both
 def test_full_disk_for_args(script: str, tmp_path: Path, expected: Callable) -> None:
@@ -805,6 +817,7 @@ def test_full_disk_for_args(script: str, tmp_path: Path, expected: Callable) -> 
     assert str(folder) in message and os.strerror(errno.EFBIG) in message
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a full disk for tests")
 @both
 def test_full_disk_for_metrics_alone(
@@ -895,6 +908,7 @@ def test_truncated(script: str, good: Path) -> None:
     main(script, "--resume", good)
 
 
+@pytest.mark.slow
 @one
 def test_one_line_and_no_traceback(script: str, good: Path) -> None:
     """The same as a user sees it."""
@@ -904,6 +918,7 @@ def test_one_line_and_no_traceback(script: str, good: Path) -> None:
     assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @both
 def test_flipped_bits(script: str, good: Path) -> None:
     """One bit of fifty, thirty bytes, and each bit of a tensor's entry in the archive's directory.
@@ -991,6 +1006,7 @@ def with_another(content: dict, place: str, value: Any) -> dict:
     return content
 
 
+@pytest.mark.slow
 @both
 def test_incomplete(script: str, good: Path) -> None:
     """Without any one of its entries, or with another kind of thing in it."""
@@ -1024,6 +1040,7 @@ def test_foreign_moments(script: str, good: Path) -> None:
             refused_in_python(script, good, with_another(content, f"parts/agent/{name}", foreign))
 
 
+@pytest.mark.slow_but("sac_continuous")
 @each
 def test_foreign_replay(script: str, good: Path) -> None:
     """One row does not become the whole table, nor does a table of another width fit."""

@@ -6,19 +6,20 @@ closed_forms.py has the worlds, docs/closed_forms.md what came of it.
 import pytest
 from closed_forms import CASES
 from closed_forms_table import PAGE, SEEDS, first_cells, last_cells
+from helpers import three_seeds
 
 EACH = [(name, script) for name, case in CASES.items() for script in case.scripts]
 each = pytest.mark.parametrize(("name", "script"), EACH)
 
 
 @each
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.slow
+@three_seeds
 def test_what_is_learnt_is_what_is_exact(name, script, seed):
     numbers = CASES[name].numbers(script, seed)
     assert [number for number in numbers if not number.is_right()] == []
 
 
+@pytest.mark.slow
 @each
 def test_an_agent_that_has_learnt_nothing_is_wrong(name, script):
     """So is a sample of a few actions: no tolerance is so wide that anything passes."""

@@ -93,8 +93,13 @@ def state(folder):
     return content["parts"], content["progress"]["generators"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("script", [*SCRIPTS, HER])
+@pytest.mark.parametrize(
+    "script",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in (SCRIPTS[0], SCRIPTS[-1])),
+        *(pytest.param(name, marks=pytest.mark.night) for name in (*SCRIPTS[1:-1], HER)),
+    ],
+)
 def test_a_run_that_goes_on(script, tmp_path):
     """To the bit as one that nothing stopped; nearly as one without the flag."""
     flags = [f for f in QUICK.get(script, []) if not f.startswith("--total")]

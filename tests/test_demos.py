@@ -41,6 +41,7 @@ def test_soft_policy_iteration(capsys, picture):
     assert_page_shows(capsys, "soft_policy_iteration")
 
 
+@pytest.mark.slow
 def test_replay_v_or_q(capsys, picture):
     found = importlib.import_module("replay_v_or_q").main(picture)
     for share, (v, q, v_fresh) in found.items():
@@ -49,6 +50,7 @@ def test_replay_v_or_q(capsys, picture):
     assert_page_shows(capsys, "replay_v_or_q")
 
 
+@pytest.mark.slow
 def test_gradient_variance(capsys, picture):
     """Within four standard errors of the closed forms, which are held against quadrature."""
     demo = importlib.import_module("gradient_variance")

@@ -163,6 +163,7 @@ class Simulator(World):
 SIMULATOR = register(Simulator)
 
 
+@pytest.mark.slow_but("sac_continuous")
 @each_off_policy
 def test_only_one_simulator(tiny_run, module, refused_run):
     """Training's own serves for the last evaluation; for those between there is a message."""
@@ -183,6 +184,7 @@ def test_only_one_simulator_in_ppo(tiny_run, refused_run):
     assert Simulator.running == 0
 
 
+@pytest.mark.slow_but("sac_continuous", "ppo_continuous")
 @each
 def test_best_model(tiny_run, module, monkeypatch):
     """The networks of the best evaluation, also after a resume that brought no better one."""
@@ -549,6 +551,7 @@ def in_two_parts(tiny_run, module, env_id, monkeypatch, stop=37, **settings):
     return module.resume(str(path))
 
 
+@pytest.mark.slow_but("Generator-6")
 @scripts(SAC)
 @pytest.mark.parametrize("env_id", [*GENERATORS, SHARED, BUILT])
 def test_any_generator_is_put_back(env_id, tiny_run, module, monkeypatch, tmp_path, capsys):
@@ -568,6 +571,7 @@ def test_what_cannot_be_put_back_is_noted(tiny_run, module, monkeypatch, tmp_pat
     assert results["global_step"] == 60 and metrics(results["run_dir"])[-1]["episodes"] == "7"
 
 
+@pytest.mark.slow_but("Generator-6")
 @pytest.mark.parametrize("env_id", [BUILT, *GENERATORS[:1]])
 def test_every_generator_obeys_the_seed(env_id, tiny_run):
     """Same seed, same run, in evaluation too; another seed, another run."""
@@ -592,6 +596,7 @@ def test_evaluation_leaves_the_shared_generators_alone(tiny_run, module, monkeyp
 
 
 # === Nothing is lost ==============================================================================
+@pytest.mark.slow_but("sac_continuous", "ppo_continuous")
 @scripts(SAC, PER)
 @pytest.mark.parametrize(
     "where, error",
@@ -874,6 +879,7 @@ def test_a_choice_that_does_not_exist(refused_run):
     assert "--surrogate" in refused_run(PLAIN, surrogate="klip")
 
 
+@pytest.mark.slow_but("sac_continuous", "ppo_continuous")
 @each
 def test_a_metric_is_one_more_entry(tiny_run, module, monkeypatch):
     """Of what update() returns: it becomes a column, from where it first appears."""

@@ -85,6 +85,7 @@ def edit(run: Path, **settings: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
+@pytest.mark.slow_but("sac_continuous", "ppo_continuous")
 @each_script
 def test_numbers_are_those_of_the_last_evaluation(trained, run, capsys):
     """Mean and deviation come out again bit for bit, as printed and as returned."""
@@ -125,6 +126,7 @@ def test_a_kept_policy_plays_as_its_run(trained, run, tmp_path):
     assert str(trained["run_dir"].parent) not in text
 
 
+@pytest.mark.slow_but("sac_continuous", "ppo_continuous")
 @each_script
 def test_best_networks(trained, run, capsys):
     """Those of best_model.pt, by --best or by name; without that file a message says why."""
@@ -162,6 +164,7 @@ def test_environment_is_that_of_the_run(tmp_path):
     assert sum(play(run["run_dir"], numbers=True)) > sum(returns)  # fewer rewards below 0
 
 
+@pytest.mark.slow
 def test_global_random_numbers(tmp_path):
     """An environment that draws from random or numpy.random repeats its evaluation, too."""
     flags = *SAC_FLAGS, "--env-id=worlds:Target-v0", "--eval-episodes=2", f"--runs-dir={tmp_path}"
@@ -178,6 +181,7 @@ def noisy(step: Callable) -> Callable:
     return changed
 
 
+@pytest.mark.slow
 def test_environment_in_the_current_folder(tmp_path, monkeypatch):
     """my_env.py lies where the command is given; the script and enjoy.py lie elsewhere."""
     code = "import gymnasium as gym\nfrom gymnasium.envs.classic_control import PendulumEnv\n"
@@ -193,6 +197,7 @@ def test_environment_in_the_current_folder(tmp_path, monkeypatch):
     assert play(run["run_dir"], numbers=True) == [run["eval_return_mean"]]
 
 
+@pytest.mark.slow
 def test_environment_without_pictures(tmp_path):
     """Its constructor knows no render_mode: numbers are played, a picture is refused."""
     flags = *SAC_FLAGS, "--env-id=worlds:Target-v0", f"--runs-dir={tmp_path}"
@@ -202,6 +207,7 @@ def test_environment_without_pictures(tmp_path):
     assert "--numbers needs no picture" in text and "cannot make worlds:Target-v0" in text
 
 
+@pytest.mark.slow
 def test_no_end(tmp_path, capsys):
     """An episode ends all the same."""
     gym.register("Endless-v1", worlds.Corridor)
@@ -214,6 +220,7 @@ def test_no_end(tmp_path, capsys):
     assert "no time limit; here an episode ends after 10000 steps" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_run_without_evaluation(tmp_path):
     """--eval-episodes 0: one episode is played."""
     flags = *SAC_FLAGS, "--eval-episodes=0", f"--runs-dir={tmp_path}"
@@ -245,6 +252,7 @@ def test_seed_and_episodes(trained, run, capsys):
     assert f"note: the run had numpy 1.0, here is {np.__version__}" in capsys.readouterr().out
 
 
+@pytest.mark.slow_but("sac_continuous", "ppo_continuous")
 @each_script
 def test_gif(trained, run, tmp_path):
     """The asked size and length, at the true speed; its pictures move and are the environment's.
@@ -336,6 +344,7 @@ def test_latest_run(trained, run, monkeypatch, capsys):
     assert play(Path(), numbers=True) == play(run, numbers=True)
 
 
+@pytest.mark.slow_but("sac_continuous", "ppo_continuous")
 @each_script
 def test_other_script(trained, run, tmp_path, monkeypatch):
     """A run of a renamed copy, which imports a module that lies beside it."""

@@ -34,6 +34,7 @@ from helpers import (
 worlds.register("space/Endless", worlds.Corridor, 5)
 
 
+@pytest.mark.slow_but("sac_continuous")
 @off_policy
 def test_header_grows_to_the_right(tiny_run, module):
     """A column of the script's own is added when there is something to fill in, and never goes."""
@@ -63,6 +64,7 @@ def test_rows(tiny_run):
         assert all(math.isfinite(float(row[name])) for name in own if row[name])
 
 
+@pytest.mark.slow_but("sac_continuous", "ppo_continuous")
 @pytest.mark.parametrize("every", [3, 10])
 @pytest.mark.parametrize("world", ["Endless", "Ending", "Both"])
 def test_every_episode_is_counted(world, every, tiny_run):
@@ -166,6 +168,7 @@ def test_two_runs_in_one_second(tiny_run, monkeypatch, tmp_path):
     assert folders[0] != folders[1] and sorted(tmp_path.iterdir()) == sorted(folders)
 
 
+@pytest.mark.slow_but("sac_continuous", "ppo_continuous")
 def test_what_train_returns(tiny_run, script, module, tmp_path):
     """What a notebook needs: the evaluation, where the files are, and the actor."""
     results = tiny_run(**PENDULUM[script], eval_episodes=2)

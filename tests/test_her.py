@@ -252,6 +252,7 @@ class Model:
         return {n: (b, e) for b, e in self.episodes if b >= forgotten for n in range(b, e)}
 
 
+@pytest.mark.slow_but("[3]")
 @pytest.mark.parametrize("capacity", [1, 2, 3, 4, 7, 10])
 def test_random_histories(capacity):
     """After each step of many random histories the model's transitions are there, and as added.
@@ -629,6 +630,7 @@ def stop_at(patch, step, number=None):
     at_call(patch, PointReach, "step", 50 + step, happen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["td3_continuous", "ddpg_continuous"])
 def test_it_drops_into(script, with_her, batches, tmp_path, monkeypatch):
     """With these lines it trains on PointReach, and goes on after a fault as if there were none."""
@@ -672,6 +674,7 @@ def test_same_seed_same_run(whole, tmp_path):
     assert float(q1) != float(other)
 
 
+@pytest.mark.slow_but("[75]")
 @pytest.mark.parametrize("step", [30, 75, 150, 175, 220])
 def test_stopped_by_a_signal(step, whole, tmp_path, monkeypatch, capsys):
     """While warming up, in mid-flight, at a flight's end, after one was forgotten, at the end.
@@ -692,6 +695,7 @@ def test_stopped_by_a_signal(step, whole, tmp_path, monkeypatch, capsys):
     assert replay["end"][rows].tolist() == [150] * 50 + [200] * 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reset", [2, 4])
 def test_failed_between_two_flights(reset, whole, tmp_path, monkeypatch):
     """The transition before it is stored, but its step is not whole, and comes again.
@@ -712,6 +716,7 @@ def test_failed_between_two_flights(reset, whole, tmp_path, monkeypatch):
     same_run(run_dir(tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_killed_between_checkpoints(whole, tmp_path, monkeypatch):
     """What came after the last checkpoint comes again: here it goes on from a copy of the folder.
 
@@ -743,6 +748,7 @@ def test_a_flight_that_cannot_be_put_back_has_ended(tmp_path, capsys):
     assert replay["end"][:125].tolist() == [50] * 50 + [75] * 25 + [125] * 50
 
 
+@pytest.mark.slow
 def test_a_longer_run_has_a_larger_buffer(tmp_path):
     """220 steps at once, or 120 and then the rest: in between the buffer grows."""
     main(SCRIPT, *FLAGS, "--runs-dir", tmp_path / "once")
@@ -787,6 +793,7 @@ def test_no_success_rate(ends, capsys):
     assert capsys.readouterr().out.count("note: info has no is_success") == 1
 
 
+@pytest.mark.slow
 def test_a_task_that_does_not_tell_its_success(tmp_path, capsys):
     """It trains all the same. The note comes before the first step."""
     flags = ["--env-id=Informed-v0", '--env-kwargs={"always": false}', "--eval-frequency=70"]
@@ -831,6 +838,7 @@ def test_wrong_flag(flag, value, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_no_finished_episode_at_the_first_update(batches, tmp_path, capsys):
     """Updates wait for the end of the first flight, and one note says so."""
     main(SCRIPT, *FLAGS, "--learning-starts=30", "--runs-dir", tmp_path)
@@ -841,6 +849,7 @@ def test_no_finished_episode_at_the_first_update(batches, tmp_path, capsys):
 
 
 # === Who judges ===================================================================================
+@pytest.mark.slow
 def test_rewards_are_those_of_the_outermost_wrapper_that_has_compute_reward(
     batches, tmp_path, capsys
 ):
@@ -849,6 +858,7 @@ def test_rewards_are_those_of_the_outermost_wrapper_that_has_compute_reward(
     assert len(batches) == 160 and "note:" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [["--env-id=Untold-v0"], ["--env-id=Informed-v0", '--env-kwargs={"always": false}']],
@@ -872,6 +882,7 @@ def test_a_reward_that_needs_info(tmp_path, capsys):
     assert not (tmp_path / "runs").exists() and capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_task_whose_goals_are_tables(batches, tmp_path, capsys):
     main(SCRIPT, *FLAGS, "--env-id=Squares-v0", "--runs-dir", tmp_path)
     assert batches and metrics(run_dir(tmp_path))[-1]["critic_loss"]
@@ -915,6 +926,7 @@ def test_point_reach_is_as_gymnasium_wants_it():
     check_env(gym.make("PointReach-v0").unwrapped)
 
 
+@pytest.mark.slow
 def test_point_reach_is_hopeless_by_chance():
     """Fewer than one random flight of twenty ends at the goal, though each could."""
     env = gym.make("PointReach-v0")

@@ -4,11 +4,10 @@ import importlib
 import statistics
 
 import pytest
-from helpers import SCRIPTS, metrics
+from helpers import SCRIPTS, metrics, three_seeds
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@three_seeds
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_pendulum_is_solved(script, seed, tmp_path):
     """By the median of the last six evaluations, since a solved policy falls back now and then.
@@ -28,8 +27,7 @@ def test_pendulum_is_solved(script, seed, tmp_path):
     assert statistics.median(returns[-6:]) >= goal > returns[0]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@three_seeds
 def test_goals_are_met(seed, tmp_path):
     module = importlib.import_module("sac_her_continuous")
     results = module.train(module.Args(seed=seed, eval_episodes=100, runs_dir=str(tmp_path)))

@@ -512,6 +512,7 @@ def test_alpha_zero_weighs_all_alike(tmp_path):
         assert len(weight) == 50 and (min(weight) == max(weight) == 1) == (alpha == 0)
 
 
+@pytest.mark.slow_but("flags0")
 @pytest.mark.parametrize("flags", [{}, {"double_q": False, "max_grad_norm": 1.0}])
 def test_with_uniform_draws_it_is_td3(flags, tmp_path, monkeypatch):
     """Bit for bit: networks, optimizers, random states. Weights are all 1, and both losses divide
@@ -578,6 +579,7 @@ def whole(tmp_path_factory):
     return run_dir(folder)
 
 
+@pytest.mark.slow_but("133")
 @pytest.mark.parametrize("step", [30, 133, 230])
 def test_stopped_by_a_signal(step, whole, tmp_path, monkeypatch, capsys):
     """While warming up, later, after the buffer has begun to forget: priorities are as they were.

@@ -366,6 +366,7 @@ def test_settings_are_read_or_else_the_name(tmp_path):
     assert load(path).name == tmp_path.name
 
 
+@pytest.mark.slow_but("sac_continuous", "ppo_continuous")
 @pytest.mark.parametrize("script", helpers.SCRIPTS)
 def test_draws_what_a_script_writes(tmp_path, script):
     """A real run, over each axis: its folder, its settings and its columns are understood."""
@@ -511,6 +512,7 @@ def test_picture(tmp_path):
     assert counts[255, 255, 255] > 0.4 * picture.width * picture.height
 
 
+@pytest.mark.slow_but(".png")
 @pytest.mark.parametrize("kind", plot.METADATA)
 def test_replaces_its_own_picture_only(tmp_path, monkeypatch, capsys, kind):
     """The same runs give the same bytes; what another program made under that name stays."""
@@ -603,6 +605,7 @@ def test_errors(tmp_path, monkeypatch, capsys, message):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_errors_of_the_command(tmp_path):
     """An error is a line on standard error and an exit status, also where a package is missing."""
     done = helpers.run("tools/plot", cwd=tmp_path)

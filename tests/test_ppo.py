@@ -626,6 +626,7 @@ def penalties(folder):
     return [(float(row["kl_coef"]), float(row["kl"])) for row in rows]
 
 
+@pytest.mark.slow
 def test_penalty_adapts_and_is_resumed(ppo_run):
     """Each iteration's weight follows from the divergence before it, over a resume too."""
     settings = {"surrogate": "kl-penalty", "anneal_lr": False, "learning_rate": 2e-3}
@@ -678,6 +679,7 @@ def test_a_time_limit_is_not_death(ppo_run):
     assert value_in_reward(results)(torch.zeros(1, 3)).item() == pytest.approx(10, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", ["Ending", "Both"])
 def test_termination_is_the_end_also_at_a_time_limit(world, ppo_run):
     """The last step is worth its reward, the first 1 + 0.9 + ... + 0.9^4 = 4.1."""
@@ -755,6 +757,7 @@ def test_killed_and_resumed(tmp_path, monkeypatch):
         assert row["episodic_return"] == "5.0" and row["kl"]
 
 
+@pytest.mark.slow_but("47")
 @pytest.mark.parametrize("call, step", [(7, 0), (47, 40), (95, 80), (239, 220)])
 def test_signal_in_a_rollout(call, step, ppo_run, tmp_path, monkeypatch, capsys):
     """The checkpoint is as of the last iteration's end; resumed, it counts as if never stopped."""
@@ -877,6 +880,7 @@ def test_signals_to_all_processes(number, tmp_path):
     assert read_checkpoint(path.parent)["progress"]["step"] == 0
 
 
+@pytest.mark.slow
 def test_made_longer(ppo_run, capsys):
     """A finished run goes on to a larger total, and a row at the old end stays one row."""
     folder = ppo_run(total_timesteps=110, log_frequency=40)["run_dir"]

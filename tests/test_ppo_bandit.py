@@ -14,6 +14,7 @@ import ppo_continuous as ppo
 seeds = pytest.mark.parametrize("seed", [1, 2, 3])
 
 
+@pytest.mark.slow_but("[2]")
 @seeds
 def test_many_epochs_on_one_batch(seed):
     """Without a clip the divergence grows and grows; with one it stays near its bound.
@@ -71,6 +72,7 @@ def test_penalty_has_its_optimum_in_closed_form(beta, seed):
     assert std == pytest.approx(expected[1], abs=0.01)
 
 
+@pytest.mark.slow_but("[1]")
 @seeds
 def test_penalty_keeps_near_its_target(seed):
     """Once its weight has adapted, which begins far too small or far too large.

@@ -143,6 +143,7 @@ def test_track_without_an_account(failed_run, monkeypatch):
     assert "--track" in message and "wandb login" in message
 
 
+@pytest.mark.slow_but("ppo_continuous")
 @each_kind
 def test_a_refusal_as_the_user_sees_it(script, tmp_path):
     done = run(script, "--env-id", "CartPole-v1", "--runs-dir", tmp_path)

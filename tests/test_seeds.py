@@ -12,6 +12,7 @@ from helpers import (
 )
 
 
+@pytest.mark.slow_but("sac_continuous", "ppo_continuous")
 def test_same_seed_same_run(tiny_run, script):
     first, second = tiny_run(**PENDULUM[script]), tiny_run(**PENDULUM[script])
     same_training(first, second)
@@ -31,6 +32,7 @@ def test_another_seed_another_run(tiny_run, replays):
     assert not torch.equal(one.obs, two.obs) and not torch.equal(one.action, two.action)
 
 
+@pytest.mark.slow_but("eval_frequency")
 @each_kind
 @pytest.mark.parametrize(
     "settings",
@@ -48,6 +50,7 @@ def test_watching_does_not_disturb(settings, tiny_run, script):
     same_training(tiny_run(**PENDULUM[script]), tiny_run(**PENDULUM[script] | settings))
 
 
+@pytest.mark.slow_but("sac_continuous", "ppo_continuous")
 def test_evaluations_start_alike_whatever_the_seed(tiny_run, script, module, monkeypatch):
     original, starts = module.evaluate, []
 

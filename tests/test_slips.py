@@ -190,6 +190,7 @@ def test_the_tables_are_read_from_their_own_folder():
 # --- learning curves ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_is_made_once_and_drawn(measure, tmp_path, monkeypatch, capsys):
     """A run of a tenth of a second, right and wrong; what the table has is not run again."""
     curves = importlib.import_module("curves")

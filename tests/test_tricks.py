@@ -35,6 +35,7 @@ def as_ddpg(mapping):
     return {"q" + k[2:] if k.startswith("q1") else k: v for k, v in kept.items()}
 
 
+@pytest.mark.slow_but("[1]")
 @pytest.mark.parametrize("seed", [1, 2])
 def test_td3_without_its_tricks_is_ddpg(seed, result_of):
     settings = {"seed": seed, "max_grad_norm": 1.0}

@@ -40,6 +40,7 @@ def test_each_target_follows_its_own_network(tau, tiny_run, module):
         assert not torch.equal(weights[own], start[own])
 
 
+@pytest.mark.slow_but("sac_continuous")
 @off_policy
 @pytest.mark.parametrize("rate, expected", [(0.5, 22), (0.25, 11), (2, 90), (3, 135), (0.3, 13)])
 def test_updates_per_step(rate, expected, tiny_run, module, monkeypatch):

@@ -72,6 +72,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 # --- files.md -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_files_of_a_run(runs):
     table = rows(page("files.md").partition("## args.json")[0])
     for folder in runs.values():
