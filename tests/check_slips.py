@@ -29,7 +29,9 @@ import tyro
 from slip_tables import ROOT, TABLES, Slip, SlipError, read_tables, with_slip
 
 COPIED = ("tests", "tools", "benchmarks", "docs", ".github")  # folders; and all files beside them
-OPTIONS = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--tb=no", "-m", "slow or not slow"]
+# Nobody reads the output of a test that fails, so pytest need not prepare its asserts for that.
+OPTIONS = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--tb=no", "--assert=plain"]
+OPTIONS += ["-m", "slow or not slow"]
 LIBRARIES = "torch torch._dynamo gymnasium numpy tqdm wandb stable_baselines3".split()
 PASSED, FAILED, BROKEN = 0, 1, 3  # pytest's exit codes
 SECONDS = 300  # more than any one of them takes: a slip may make it endless
@@ -150,6 +152,8 @@ def main(
     groups: dict[tuple[str, ...], list[Slip]] = {}
     for slip in slips:
         groups.setdefault(slip.tests, []).append(slip)
+    # One that is told to end ends as after Ctrl-C, which takes those that work for it along.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with concurrent.futures.ProcessPoolExecutor(processes) as pool:
         results = pool.map(fates, groups, groups.values())
         for group, outcomes in zip(groups.values(), results, strict=True):
