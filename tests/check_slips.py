@@ -106,9 +106,14 @@ def fates(tests: tuple[str, ...], slips: list[Slip]) -> list[tuple[str, float]]:
         load_libraries()
     place = MINE[0]
     if exit_code(place, tests) != PASSED:
-        output = (place / "output.txt").read_text()[-500:]
-        return [(f"ERROR: without it {tests} do not pass: {output}", 0.0) for _ in slips]
+        reason = f"ERROR: without it {tests} do not pass: {last_words(place)}"
+        return [(reason, 0.0) for _ in slips]
     return [fate(place, slip) for slip in slips]
+
+
+def last_words(place: Path) -> str:
+    """The end of what the tests in that folder printed."""
+    return (place / "output.txt").read_text(errors="replace")[-500:]
 
 
 def fate(place: Path, slip: Slip) -> tuple[str, float]:
@@ -119,9 +124,8 @@ def fate(place: Path, slip: Slip) -> tuple[str, float]:
     try:
         path.write_text(with_slip(slip, source), encoding="utf-8")
         code = exit_code(place, slip.tests)
-        outcome = {PASSED: "SURVIVED", FAILED: "caught"}.get(
-            code, f"ERROR: pytest's code is {code}"
-        )
+        strange = f"ERROR: pytest's code is {code}: {last_words(place)}"
+        outcome = {PASSED: "SURVIVED", FAILED: "caught"}.get(code, strange)
     except SlipError as error:
         outcome = f"ERROR: {error}"
     finally:
