@@ -34,6 +34,7 @@ OPTIONS = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--tb=no", "--assert
 OPTIONS += ["-m", "slow or not slow"]
 LIBRARIES = "torch torch._dynamo gymnasium numpy tqdm wandb stable_baselines3".split()
 PASSED, FAILED, BROKEN = 0, 1, 3  # pytest's exit codes
+ENDING = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
 SECONDS = 300  # more than any one of them takes: a slip may make it endless
 
 
@@ -126,6 +127,8 @@ def fate(place: Path, slip: Slip) -> tuple[str, float]:
         code = exit_code(place, slip.tests)
         strange = f"ERROR: pytest's code is {code}: {last_words(place)}"
         outcome = {PASSED: "SURVIVED", FAILED: "caught"}.get(code, strange)
+        if -code in ENDING:  # a signal that the script should have caught ended the tests
+            outcome = "caught"
     except SlipError as error:
         outcome = f"ERROR: {error}"
     finally:
