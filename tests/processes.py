@@ -63,7 +63,8 @@ def at_call(
 
 def contents(folder: Path) -> dict[Path, bytes]:
     """Every file below it."""
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path: path.read_bytes() for path in files if path.parent.name != "__pycache__"}
 
 
 def same_run(a: Path, b: Path) -> None:
