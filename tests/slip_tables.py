@@ -44,6 +44,7 @@ class Page:
     measures: tuple[str, ...]
     file: str  # in which of the files it is shown and measured
     files: tuple[str, ...]  # in which it could happen
+    curve: str = ""  # what the learning curves show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +79,13 @@ def page_of(entry: dict[str, Any], where: str) -> Page | None:
     if "page" not in entry:
         return None
     page = dict(entry["page"])
-    compare_keys(f"{where}: page", set(page), PAGE_KEYS, {"file"})
+    compare_keys(f"{where}: page", set(page), PAGE_KEYS, {"file", "curve"})
     page.setdefault("file", entry["files"][0])
     if page["file"] not in entry["files"]:
         raise SlipError(f"{where}: page: {page['file']} is not among the files")
     page["measures"] = tuple(page["measures"])
+    if ("curve" in page["measures"]) != ("curve" in page):
+        raise SlipError(f"{where}: page: curves come with words on what they show")
     return Page(files=tuple(entry["files"]), **page)
 
 

@@ -207,6 +207,7 @@ def test_signals(script: str, tmp_path: Path, expected: Callable) -> None:
     same_run(run_dir(folder), expected(script, *flags))
 
 
+@pytest.mark.slow
 @posix
 @one
 def test_signal_in_an_endless_evaluation(script: str, tmp_path: Path) -> None:
@@ -316,6 +317,7 @@ def interrupt_import() -> None:
     sys.meta_path.insert(0, Finder())
 
 
+@pytest.mark.slow
 @posix
 @both
 def test_signal_while_the_libraries_load(script: str, tmp_path: Path) -> None:
@@ -986,6 +988,7 @@ FOREIGN: dict[str, Callable] = {
 }
 
 
+@pytest.mark.slow_but("ppo_continuous")
 @both
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_foreign(script: str, good: Path, kind: str) -> None:

@@ -28,6 +28,7 @@ def test_an_agent_that_has_learnt_nothing_is_wrong(name, script):
     assert any(not number.is_right() for number in numbers)
 
 
+@pytest.mark.slow
 @each
 def test_the_page_has_each_of_them(name, script):
     """Its exact values and tolerances are today's."""

@@ -902,6 +902,7 @@ def test_a_metric_is_one_more_entry(tiny_run, module, monkeypatch):
     assert learnt
 
 
+@pytest.mark.slow_but("sac_continuous")
 @pytest.mark.parametrize("number", [7, 7.0, True, np.float64(7), np.arange(3), torch.arange(3)])
 def test_metrics_of_other_types(number, tiny_run, module, monkeypatch):
     """A student's line may return any number: the row has it, and the checkpoint can be read."""

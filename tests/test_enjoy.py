@@ -112,6 +112,7 @@ def test_numbers_of_networks_as_large_as_the_default(threads, tmp_path):
     assert f"eval_return_mean={results['eval_return_mean']} " in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow_but("sac_continuous")
 @each_script
 def test_a_kept_policy_plays_as_its_run(trained, run, tmp_path):
     folder = keep_policy.main(keep_policy.Args(run, out=tmp_path / "policies"))

@@ -184,6 +184,7 @@ def test_what_train_returns(tiny_run, script, module, tmp_path):
     assert results["eval_return_std"] == np.std(returns)
 
 
+@pytest.mark.slow
 @one
 def test_track_offline(tiny_run, module, monkeypatch, tmp_path):
     """Without an account, and without a file outside the run's folder."""

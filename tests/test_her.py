@@ -981,6 +981,7 @@ def test_flattened_goals():
     assert env.reward_of(goals, goals[[0, 0]]).tolist() == [0, -1] and env.end_of is None
 
 
+@pytest.mark.slow
 def test_fetch_reach(batches, tmp_path):
     """A real task trains, and its relabelled rows are judged as it judges them one by one."""
     pytest.importorskip("gymnasium_robotics")

@@ -837,6 +837,7 @@ for how in ("dead", "stuck"):
     worlds.register(f"Unwell-{how}", Unwell, 5, how=how)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["dead", "stuck"])
 def test_a_lost_process_ends_the_run(how, ppo_run, tmp_path, monkeypatch):
     """In one message, with the last whole iteration kept, and with no process left."""

@@ -57,6 +57,7 @@ def best_with_penalty(old_mean, old_std, beta):
     return m[best], s[best]
 
 
+@pytest.mark.slow_but("-1]")
 @seeds
 @pytest.mark.parametrize("beta", [0.5, 4.0])
 def test_penalty_has_its_optimum_in_closed_form(beta, seed):
@@ -90,6 +91,7 @@ def test_penalty_keeps_near_its_target(seed):
         assert target / 4 < kl[-6:].min() and kl[-6:].max() < target * 4
 
 
+@pytest.mark.slow_but("-1]")
 @seeds
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_of_them_learn_the_best_action(kind, seed):

@@ -26,6 +26,7 @@ wrong = "reward -"
 why = "A sign."
 tests = ["tests/test_{script}.py"]
 """
+CURVE = 'curve = "It sinks."\n'
 PAGE = """
 [slip.page]
 title = "A sign"
@@ -33,6 +34,7 @@ subject = "Signs"
 seen = "Here."
 measures = ["plane", "curve"]
 """
+PAGE += CURVE
 
 
 def read(tmp_path: Path, text: str) -> list:
@@ -50,7 +52,7 @@ def test_an_entry_is_a_slip_in_each_of_its_files(tmp_path):
 def test_the_page_shows_a_slip_in_one_file(tmp_path):
     (shown,) = on_the_page(read(tmp_path, ENTRY + PAGE))
     assert (shown.file, shown.page.title) == ("sac_continuous.py", "A sign")
-    assert shown.page.measures == ("plane", "curve")
+    assert shown.page.measures == ("plane", "curve") and shown.page.curve == "It sinks."
     (shown,) = on_the_page(read(tmp_path, ENTRY + PAGE + 'file = "td3_continuous.py"\n'))
     assert shown.file == "td3_continuous.py"
 
@@ -61,6 +63,8 @@ def test_the_page_shows_a_slip_in_one_file(tmp_path):
         (ENTRY.replace("why", "because"), r"table.toml: a: \['because', 'why'\]"),
         (ENTRY + PAGE.replace("seen", "saw"), r"a: page: \['saw', 'seen'\]"),
         (ENTRY + PAGE + 'file = "ppo_continuous.py"\n', "ppo_continuous.py is not among the files"),
+        (ENTRY + PAGE.replace(CURVE, ""), "a: page: curves come with words"),
+        (ENTRY + PAGE.replace(', "curve"', ""), "a: page: curves come with words"),
         (ENTRY + ENTRY, "more than once"),
     ],
 )

@@ -32,6 +32,7 @@ def test_stored_transitions(world, capacity, tiny_run, replays):
     assert (stored.reward == 1).all()
 
 
+@pytest.mark.slow_but("sac_continuous", "ppo_continuous")
 @off_policy
 @pytest.mark.parametrize("world", ["PendulumBounds", "UnitInterval", "Lopsided"])
 def test_actions_span_their_range(world, tiny_run, module, replays, monkeypatch):
@@ -72,6 +73,7 @@ def test_bounds_are_reached_exactly(env_id, module, monkeypatch):
     np.testing.assert_allclose(middle, (space.low + space.high) / 2, rtol=1e-6)
 
 
+@pytest.mark.slow_but("sac_continuous", "ppo_continuous")
 @pytest.mark.parametrize("world, dtype", [("Double", np.float64), ("Whole", np.int64)])
 def test_observations_of_other_types(world, dtype, tiny_run, replays):
     """They work, and every tensor that enters a network or a layer of one is float32."""

@@ -271,7 +271,7 @@ class Slips(SphinxDirective):
         if "curve" not in slip.page.measures or not path.is_file():
             return []
         alt = f"Learning curves with and without the slip: {slip.page.title}"
-        caption = "Pendulum, or the script's own task. Thin: three runs each. Thick: their mean."
+        caption = "Three runs of each on the script's own task, and their mean. " + slip.page.curve
         words = nodes.paragraph("", caption, classes=["stale"])
         return [nodes.image("", uri=name, alt=alt, classes=["curve"]), words]
 

@@ -4,7 +4,7 @@
     python docs/slips/curves.py            # the runs that curves.csv lacks, then the pictures
     python docs/slips/curves.py --draw     # the pictures alone
 
-All runs together are estimated at 40 minutes of one core. A row of curves.csv is one evaluation of
+All runs together took about half an hour of one core. A row of curves.csv is one evaluation of
 one run. Its mark is that of the text that was run, so that a run is repeated only where the text
 has changed.
 """

@@ -79,6 +79,7 @@ def test_the_files_of_a_run(runs):
         assert sorted(os.listdir(folder)) == sorted(code(row[0])[0] for row in table)
 
 
+@pytest.mark.slow_but("sac_continuous")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_name_of_the_folder(script, runs):
     example = re.findall(r"`runs/(.*?)`", page("files.md"))[0]
@@ -241,6 +242,7 @@ def test_the_files_load_in_plain_pytorch(pendulum, monkeypatch, capsys):
     assert printed.endswith("240 0.99\n(240, 9)\n")
 
 
+@pytest.mark.slow
 def test_a_policy_without_its_script(pendulum, monkeypatch, capsys):
     """policy.md up to the export: the same actions as the script's, and an episode."""
     monkeypatch.chdir(pendulum)

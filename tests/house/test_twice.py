@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pages
+import pytest
 
 ROOT = pages.ROOT
 WORDS = 9  # a shorter sentence may be the same by chance
@@ -84,6 +85,7 @@ def test_sentences_are_found():
     ]
 
 
+@pytest.mark.slow
 def test_what_stands_twice_is_seen(tmp_path, monkeypatch):
     """In two pages, twice in one, and in a docstring and a page."""
     words = "Here is a sentence of more words than may stand twice"
