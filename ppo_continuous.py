@@ -23,8 +23,8 @@ Algorithm ([2017], Algorithm 1; d = 1 where the episode terminated, c where it e
                                - c_1 mean 1/2 (V(s) - R)^2 + c_2 mean H(pi_theta(.|s))
 
 Beyond the paper, as common code does (docs/ppo_details.md): observations and rewards are normalised
-and cut at 10, advantages normalised, gradients clipped, the step size falls to 0, weights begin
-orthogonal, those of the policy's last layer small, and Adam's epsilon is 1e-5.
+and cut at 10, advantages normalised, gradients clipped, weights begin orthogonal, those of the
+policy's last layer small, and Adam's epsilon is 1e-5.
 
 Notation    s, a, r, s'     obs, action, reward, next_obs     ratio            ratio
             d, c            terminated, ended                 epsilon          clip_coef
@@ -88,8 +88,8 @@ class Args:
     """units in each of the two hidden layers of both networks [2017, sec. 6.1]"""
     learning_rate: Amount = 3e-4
     """Adam's step size at the first iteration [2017, table 3]"""
-    anneal_lr: bool = True
-    """let it fall linearly to 0 over the run [2017, table 5, for Atari]"""
+    anneal_lr: bool = False
+    """let it fall linearly to 0 over the run [2017, table 5, for Atari; CleanRL: on]"""
     gamma: Share = 0.99
     """discount factor per step [2017, table 3]"""
     gae_lambda: Share = 0.95

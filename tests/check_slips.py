@@ -68,7 +68,7 @@ def run_tests(place: Path, tests: tuple[str, ...]) -> None:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
         try:
-            code = int(pytest.main([*OPTIONS, *tests]))
+            code = int(pytest.main([*OPTIONS, f"--basetemp={place / 'tmp'}", *tests]))
         except BaseException:
             traceback.print_exc()
             code = BROKEN
@@ -81,6 +81,7 @@ def exit_code(place: Path, tests: tuple[str, ...]) -> int:
     if not hasattr(os, "fork"):
         with open(place / "output.txt", "w") as output:
             command = [sys.executable, "-m", "pytest", *OPTIONS, *tests]
+            command.append(f"--basetemp={place / 'tmp'}")
             try:
                 pipes: dict[str, Any] = {"stdout": output, "stderr": output}
                 return subprocess.run(command, cwd=place, timeout=SECONDS, **pipes).returncode

@@ -80,7 +80,7 @@ DEFAULTS = {
     "ddpg_continuous": OFF_POLICY | EXPLORING | {"total_timesteps": 15_000},
     PPO: {"total_timesteps": 102_400, "num_envs": 1, "async_envs": False, "num_steps": 2048}
     | {"num_minibatches": 32, "update_epochs": 10, "hidden_dim": 64, "learning_rate": 3e-4}
-    | {"anneal_lr": True, "gae_lambda": 0.95, "surrogate": "clip", "clip_coef": 0.2}
+    | {"anneal_lr": False, "gae_lambda": 0.95, "surrogate": "clip", "clip_coef": 0.2}
     | {"kl_coef": 1.0, "kl_coef_target": 0.01, "clip_vloss": False, "norm_obs": True}
     | {"norm_reward": True, "norm_adv": True, "ent_coef": 0.0, "vf_coef": 0.5}
     | {"max_grad_norm": 0.5, "target_kl": 0.0},
@@ -724,7 +724,7 @@ EFFECTS_IN_PPO = [
     ("num_minibatches", 4, "sizes counts", "rows gradient " + AFTER_GRADIENT, {}),
     ("update_epochs", 3, "counts generator", AFTER_GRADIENT, {}),
     ("learning_rate", 0.02, "rates later weights", "clipped", {}),
-    ("anneal_lr", False, "rates", "", {}),
+    ("anneal_lr", True, "rates", "", {}),
     ("gamma", 0.5, "advantage returns gradient", AFTER_GRADIENT, {}),
     ("gae_lambda", 0.3, "advantage returns gradient", AFTER_GRADIENT, {}),
     ("surrogate", "unclipped", "later", AFTER_GRADIENT, {}),

@@ -692,7 +692,7 @@ def test_termination_is_the_end_also_at_a_time_limit(world, ppo_run):
 
 def test_linear_quadratic_regulator(ppo_run):
     """The learnt return is near that of the best linear policy; doing nothing is far from it."""
-    settings = {"num_steps": 100, "num_envs": 4, "total_timesteps": 6000}
+    settings = {"num_steps": 100, "num_envs": 4, "total_timesteps": 6000, "anneal_lr": True}
     results = ppo_run(env_id="worlds:Regulator-v0", eval_episodes=10, **FAST | settings)
     args = dataclasses.replace(BASE, eval_episodes=10)
     trajectories = ppo.evaluate(results["actor"], ppo.make_env("worlds:Regulator-v0"), args)
