@@ -87,7 +87,7 @@ class Args:
     hidden_dim: Annotated[int, (1, 10_000)] = 64
     """units in each of the two hidden layers of both networks [2017, sec. 6.1]"""
     learning_rate: Amount = 3e-4
-    """Adam's step size at the first iteration [2017, table 3]"""
+    """Adam's step size [2017, table 3]"""
     anneal_lr: bool = False
     """let it fall linearly to 0 over the run [2017, table 5, for Atari; CleanRL: on]"""
     gamma: Share = 0.99
