@@ -5,6 +5,7 @@ import itertools
 import re
 import signal
 
+import gymnasium as gym
 import pytest
 import torch
 from helpers import QUICK, SCRIPTS, TINY, main, one_line
@@ -23,13 +24,17 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def a_test_of_its_own():
-    """No test depends on another's random numbers, nor does a script's signal handler outlive it.
+    """No test depends on what another one left behind.
 
-    With the handler left behind, Ctrl-C would end one test and not the tests.
+    Not on its random numbers; not on a script's signal handler, with which Ctrl-C would end one
+    test and not the tests; and not on an environment that it registered under a name that was
+    there: her_utils.py run a second time registers a PointReach of its own.
     """
     handler = signal.getsignal(signal.SIGINT)
+    registered = dict(gym.registry)
     torch.manual_seed(0)
     yield
+    gym.registry.update(registered)
     signal.signal(signal.SIGINT, handler)
 
 
