@@ -100,7 +100,7 @@ def same(a: Any, b: Any, where: str = "") -> None:
 TINY = {"env_id": "worlds:Endless-v0", "total_timesteps": 60, "hidden_dim": 8, "num_threads": 1}
 TINY |= {"log_frequency": 10, "eval_frequency": 0, "eval_episodes": 1}
 TINY = dict.fromkeys(
-    [*OFF_POLICY, "sac_her_continuous"], TINY | {"batch_size": 8, "learning_starts": 20}
+    [*OFF_POLICY, "sac_her_continuous"], TINY | {"batch_size": 8, "learning_starts": 40}
 ) | {"ppo_continuous": TINY | {"num_steps": 10, "num_minibatches": 2, "update_epochs": 1}}
 # Long enough for a second episode, whose start is a draw of the environment.
 PENDULUM = {"env_id": "Pendulum-v1", "total_timesteps": 240}

@@ -18,6 +18,7 @@ import learning
 import numpy as np
 import peer
 import pytest
+import results_pages
 import speed
 import torch
 import tyro
@@ -425,6 +426,60 @@ def test_everybodys_defaults(tmp_path, monkeypatch):
     assert "| ours | 2 | 500 | 5082 | 100, 900 |" in text  # 12.706 * 800 / 2
     assert "| sbx | 2 | 1000 | 7624 | 400, 1600 |" in text
     assert len(common.read_csv(tmp_path / "a.csv")) == 8
+
+
+def evaluations(path, **returns):
+    """A CSV file of `learning.py defaults`: each contestant's returns, of seeds 1, 2, ..."""
+    common.write_csv(
+        path,
+        [
+            {"contestant": name, "seed": seed, "step": step, "eval_return_mean": value - 200 + step}
+            for name, values in returns.items()
+            for seed, value in enumerate(values, 1)
+            for step in (100, 200)
+        ],
+    )
+
+
+def test_summary_of_the_defaults(tmp_path):
+    """The last step of each, in the order of the algorithms; intervals from three seeds on."""
+    evaluations(tmp_path / "td3_Hopper-v5.csv", ours=[500, 900, 1000], sbx=[400])
+    evaluations(tmp_path / "sac_v1_Hopper-v5.csv", ours=[700, 800])
+    normalised = {"ours, both": [1], "sb3, VecNormalize": [2], "sb3": [3], "ours, neither": [4]}
+    evaluations(tmp_path / "ppo_Hopper-v5.csv", **normalised)
+    both = "PPO, observations and rewards normalised"
+    assert cells(results_pages.summary(tmp_path))[2:] == [
+        ["SAC with a value network", "Hopper-v5", "200", "750 (2)", "", ""],
+        ["TD3", "Hopper-v5", "200", "800 ± 657 (3)", "", "400 (1)"],  # 4.303 * 264.6 / sqrt(3)
+        [both, "Hopper-v5", "200", "1 (1)", "2 (1)", ""],
+        ["PPO, neither normalised", "Hopper-v5", "200", "4 (1)", "3 (1)", ""],
+    ]
+    results_pages.draw(tmp_path, tmp_path / "new" / "picture.png")
+    assert (tmp_path / "new" / "picture.png").stat().st_size > 10_000
+
+
+def test_a_page_keeps_what_is_not_between_its_marks(tmp_path, monkeypatch):
+    page, marks = tmp_path / "page.md", "".join(results_pages.MARKS)
+    page.write_text(f"before\n{marks}after\n", encoding="utf-8")
+    evaluations(tmp_path / "td3_Hopper-v5.csv", ours=[500])
+    monkeypatch.setattr(results_pages, "PAGES", (page,))
+    monkeypatch.setattr(results_pages, "DEFAULTS", tmp_path)
+    monkeypatch.setattr(results_pages, "draw_aggregates", lambda: None)
+    with pytest.raises(SystemExit, match="^not what the CSV files say: .*page.md$"):
+        results_pages.main(check=True)
+    assert page.read_text(encoding="utf-8") == f"before\n{marks}after\n"
+    results_pages.main()
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n<!--") and text.endswith("-->\nafter\n")
+    assert "| TD3 | Hopper-v5 | 200 | 500 (1) |" in text
+    results_pages.main(check=True)
+    page.write_text("no marks\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="lacks the marks"):
+        results_pages.main()
+
+
+def test_tables_are_those_of_the_csv_files():
+    results_pages.main(check=True)
 
 
 def test_the_contestants_for_ppo_differ_in_what_they_normalise():

@@ -934,6 +934,7 @@ def assert_matters(module, script, folder, gone_on):
         same(outcome(folder), gone_on(script))
 
 
+@pytest.mark.slow_but("sac_continuous", "ppo_continuous")
 @each_script
 @pytest.mark.parametrize("place", [*CHANGES, *OF_AN_EPISODE])
 def test_each_entry_of_a_checkpoint_matters(place, script, module, half, gone_on):

@@ -178,6 +178,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow_but("as-it-is", "other-numbers", "kl-penalty")
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("surrogate", ["clip", "clip-no-min", "kl-penalty", "unclipped"])
 def test_weights_are_those_of_a_second_ppo(surrogate, option, monkeypatch):

@@ -74,6 +74,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow_but("-1]")
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("case", CASES)
 def test_updates_are_those_of_the_paper(case, seed):

@@ -25,7 +25,7 @@ SWITCHED = {
     "no-norm-adv": {"norm_adv": False},
     "no-norm-obs": {"norm_obs": False},
     "no-norm-reward": {"norm_reward": False},
-    "no-anneal-lr": {"anneal_lr": False},
+    "anneal-lr": {"anneal_lr": True},
     "target-kl": {"target_kl": 0.01},
     "other-numbers": {"gamma": 0.8, "gae_lambda": 0.5, "clip_coef": 0.03, "ent_coef": 0.1},
     "all-of-them": {
@@ -33,7 +33,7 @@ SWITCHED = {
         "norm_adv": False,
         "norm_obs": False,
         "norm_reward": False,
-        "anneal_lr": False,
+        "anneal_lr": True,
         "target_kl": 0.03,
     },
 }
@@ -127,6 +127,7 @@ def expected_row(by_hand, one, worlds, number, clock):
     return row | {"eval_episodes": 2} | columns
 
 
+@pytest.mark.slow_but("as-it-is", "all-of-them", "kl-penalty")
 @pytest.mark.parametrize("switched", SWITCHED)
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_every_column(surrogate, switched, clocked_worlds, tmp_path, monkeypatch):

@@ -65,6 +65,7 @@ def wrong_numbers():
                 seen.add(flag)
 
 
+@pytest.mark.slow_but("-0]", "0.1]", "nan]", "many]")
 @pytest.mark.parametrize("script, flag, value", list(wrong_numbers()), indirect=["script"])
 def test_wrong_number(flag, value, refused_command):
     message = refused_command(flag, value)

@@ -16,6 +16,7 @@ from helpers import (
 worlds.register("Awkward", worlds.Bounds, 10, low=(-0.3, -10), high=(0.1, 0.7))
 
 
+@pytest.mark.slow_but("Both", "sac_continuous")
 @off_policy
 @pytest.mark.parametrize("capacity", [1000, 23])
 @pytest.mark.parametrize("world", ["Endless", "Ending", "Both"])

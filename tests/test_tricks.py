@@ -73,6 +73,7 @@ def steps_taken(content):
     return [int(content["parts"]["agent"][f"{name}_optimizer.t"]) for name in ("actor", "q")]
 
 
+@pytest.mark.slow_but("[2-")
 @pytest.mark.parametrize("rate", [0.5, 1, 3])
 @pytest.mark.parametrize("frequency", [1, 2, 3])
 def test_the_delay_counts_updates_also_over_steps_and_a_resume(frequency, rate, tmp_path):

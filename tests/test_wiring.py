@@ -280,6 +280,7 @@ def available(seen, script, step, capacity):
     return first, last
 
 
+@pytest.mark.slow_but("[60-")
 @each
 @pytest.mark.parametrize("capacity", [1000, 60])
 def test_batches_are_drawn_from_all_that_is_there(capacity, run_of, script):
