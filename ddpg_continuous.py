@@ -33,10 +33,12 @@ import copy
 import dataclasses
 import math
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
-if __name__ == "__main__" and "__file__" in globals():  # a script, not a notebook
+at_prompt = hasattr(sys, "ps1")  # IPython and notebooks have one, and a Ctrl-C of their own
+if __name__ == "__main__" and not at_prompt and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the libraries load: no traceback
 
 import gymnasium as gym
@@ -391,7 +393,6 @@ import os
 import platform
 import random
 import re
-import sys
 import threading
 import time
 import zipfile

@@ -10,6 +10,8 @@ import pytest
 import torch
 from helpers import QUICK, SCRIPTS, TINY, main, one_line
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # begun with a shell's `&`
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # there is a process for each core: more threads would wait for each other
 
 

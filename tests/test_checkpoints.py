@@ -370,16 +370,18 @@ def test_second_signal(script: str, second: int, where: tuple, tmp_path: Path) -
 
 
 @posix
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT"])
 @both
-def test_nohup(script: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    """A signal that was ignored when the run began stays ignored."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def test_ignored(script: str, name: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """A signal that was ignored when the script began stays ignored: nohup, and a shell's `&`."""
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_IGN)
     try:
-        at_call(monkeypatch, *STEP, FIRST + 20, lambda *_: signal.raise_signal(signal.SIGHUP))
+        at_call(monkeypatch, *STEP, FIRST + 20, lambda *_: signal.raise_signal(number))
         finished(script, tmp_path, "--total-timesteps=60")
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(number) == signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
     assert "global_step=60 " in capsys.readouterr().out
 
 

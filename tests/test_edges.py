@@ -10,6 +10,7 @@ import math
 import os
 import random
 import re
+import runpy
 import signal
 import sys
 import time
@@ -746,6 +747,7 @@ def shorter(script):
 def notebook(tmp_path, monkeypatch):
     """Run a text in a new notebook: its command line is the kernel's, and it has no __file__."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
 
     def run(text):
@@ -767,6 +769,16 @@ def test_pasted_into_a_cell(script, notebook, tmp_path, capsys):
         signal.signal(signal.SIGINT, handler)
     assert "final eval_return_mean" in capsys.readouterr().out
     assert "__notebook__1__" in run_dir(tmp_path / "runs").name
+
+
+def test_run_from_a_prompt(script, tmp_path, monkeypatch):
+    """IPython's %run <script>: afterwards Ctrl-C does not end the session."""
+    monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
+    monkeypatch.setattr(sys, "argv", [script, *QUICK[script], "--runs-dir", str(tmp_path)])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    runpy.run_path(source(script), run_name="__main__")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert f"__{script}__1__" in run_dir(tmp_path).name
 
 
 def test_pasted_without_its_last_lines(script, notebook, tmp_path):
