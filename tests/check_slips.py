@@ -11,7 +11,9 @@ that does not parse with it, tests that do not exist or that fail anyway.
 import atexit
 import concurrent.futures
 import contextlib
+import gc
 import importlib
+import importlib.metadata
 import multiprocessing
 import os
 import shutil
@@ -32,7 +34,8 @@ COPIED = ("tests", "tools", "benchmarks", "docs", ".github")  # folders; and all
 # Nobody reads the output of a test that fails, so pytest need not prepare its asserts for that.
 OPTIONS = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--tb=no", "--assert=plain"]
 OPTIONS += ["-m", "slow or not slow"]
-LIBRARIES = "torch torch._dynamo gymnasium numpy tqdm wandb stable_baselines3".split()
+LIBRARIES = "torch torch._dynamo gymnasium numpy tqdm tyro wandb stable_baselines3".split()
+LIBRARIES += "pytest hypothesis".split()
 PASSED, FAILED, BROKEN = 0, 1, 3  # pytest's exit codes
 ENDING = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
 SECONDS = 300  # more than any one of them takes: a slip may make it endless
@@ -54,6 +57,9 @@ def load_libraries() -> None:
     for name in LIBRARIES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    for plugin in importlib.metadata.entry_points(group="pytest11"):
+        plugin.load()
+    gc.freeze()  # pytest collects garbage at its end, and would look through all of these
 
 
 def run_tests(place: Path, tests: tuple[str, ...]) -> None:
