@@ -21,7 +21,7 @@ ROOMS = [
 ]
 
 # A code line is one that is not blank, comment or docstring. An exception stands with its reason.
-READ = 415  # lines before the bookkeeping, all of them: what a student reads in one sitting
+READ = 416  # lines before the bookkeeping, all of them: what a student reads in one sitting
 READ_MORE = {
     HER: 425,  # two flags, and what the loop tells the replay of goals
     PER: 520,  # a second buffer, a tree, and what it needs of formulas
@@ -37,10 +37,10 @@ SCREEN = 50  # code lines of update(), and of the loop in train(): each is seen 
 CALLS = 8  # of the loop into the bookkeeping: more would hide line 1 of the algorithm
 # Room 7 is meant to come down to 300 code lines and a file to 700: these hold what is there now.
 BOOKKEEPING = 480  # code lines of room 7: what is plain, and keeps every run safe
-FILE = 1001  # lines of a whole script
+FILE = 1002  # lines of a whole script
 FILE_MORE = {
-    PER: 1096,  # as above
-    PPO: 1100,  # as above, and processes of its own
+    PER: 1097,  # as above
+    PPO: 1101,  # as above, and processes of its own
 }
 COLUMNS = 88  # of a line in room 7, unless it holds a message: two windows side by side
 
