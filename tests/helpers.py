@@ -24,11 +24,11 @@ OFF_POLICY = ["sac_continuous", "sac_v1_value_net", "td3_continuous", "ddpg_cont
 OFF_POLICY += ["td3_per_continuous"]
 SCRIPTS = [*OFF_POLICY, "ppo_continuous"]
 # A run of a second. A flag given after these wins.
-QUICK = ["--num-threads=1", "--hidden-dim=16", "--total-timesteps=240", "--log-frequency=20"]
-QUICK += ["--eval-frequency=0", "--eval-episodes=1"]
+ALL_QUICK = ["--num-threads=1", "--hidden-dim=16", "--total-timesteps=240", "--log-frequency=20"]
+ALL_QUICK += ["--eval-frequency=0", "--eval-episodes=1"]
 ROLLOUTS = ["--num-steps=20", "--num-minibatches=4", "--update-epochs=2"]
-QUICK = dict.fromkeys(OFF_POLICY, [*QUICK, "--batch-size=16", "--learning-starts=50"]) | {
-    "ppo_continuous": [*QUICK, *ROLLOUTS]
+QUICK = dict.fromkeys(OFF_POLICY, [*ALL_QUICK, "--batch-size=16", "--learning-starts=50"]) | {
+    "ppo_continuous": [*ALL_QUICK, *ROLLOUTS]
 }
 
 
@@ -97,13 +97,18 @@ def same(a: Any, b: Any, where: str = "") -> None:
 
 # === Tiny runs ====================================================================================
 # A run of a tenth of a second.
-TINY = {"env_id": "worlds:Endless-v0", "total_timesteps": 60, "hidden_dim": 8, "num_threads": 1}
+TINY: dict[str, Any] = {
+    "env_id": "worlds:Endless-v0",
+    "total_timesteps": 60,
+    "hidden_dim": 8,
+    "num_threads": 1,
+}
 TINY |= {"log_frequency": 10, "eval_frequency": 0, "eval_episodes": 1}
 TINY = dict.fromkeys(
     [*OFF_POLICY, "sac_her_continuous"], TINY | {"batch_size": 8, "learning_starts": 40}
 ) | {"ppo_continuous": TINY | {"num_steps": 10, "num_minibatches": 2, "update_epochs": 1}}
 # Long enough for a second episode, whose start is a draw of the environment.
-PENDULUM = {"env_id": "Pendulum-v1", "total_timesteps": 240}
+PENDULUM: dict[str, Any] = {"env_id": "Pendulum-v1", "total_timesteps": 240}
 PENDULUM = dict.fromkeys(OFF_POLICY, PENDULUM | {"learning_starts": 180}) | {
     "ppo_continuous": PENDULUM | {"num_steps": 60}
 }

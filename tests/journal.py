@@ -22,14 +22,14 @@ NOISY = ["td3_continuous", PER, "ddpg_continuous"]  # their actor's action gets 
 WATCHED = [*GAUSSIAN, *NOISY]
 EVAL_SEED = 1_000_000  # of an evaluation's first episode
 
-LOW, HIGH = np.float32([-2, 0]), np.float32([2, 6])  # the worlds' own actions
+LOW, HIGH = np.array([-2, 0], np.float32), np.array([2, 6], np.float32)  # the worlds' own actions
 
 
 class Entry(SimpleNamespace):
     """What happened, once: it equals nothing but itself."""
 
     __eq__ = object.__eq__
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]  # the base class has none
 
 
 class Wayfarer(gym.Env):

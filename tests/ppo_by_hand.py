@@ -65,7 +65,7 @@ ROAMING = "ppo_by_hand:Roaming-v0"
 LOW, HIGH = np.array([-2.0, 0.0]), np.array([2.0, 6.0])  # its actions
 
 # A run of three iterations: 16 steps in each of three environments.
-SMALL = {"env_id": ROAMING, "num_envs": 3, "num_steps": 16, "total_timesteps": 144}
+SMALL: dict[str, Any] = {"env_id": ROAMING, "num_envs": 3, "num_steps": 16, "total_timesteps": 144}
 SMALL |= {"num_minibatches": 4, "update_epochs": 3, "hidden_dim": 8, "learning_rate": 0.01}
 SMALL |= {"log_frequency": 1, "eval_frequency": 0, "eval_episodes": 0, "clip_coef": 0.1}
 SMALL |= {"kl_coef": 2.0, "kl_coef_target": 0.02}

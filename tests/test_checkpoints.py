@@ -255,7 +255,7 @@ STEP, RESET, UPDATE = (PendulumEnv, "step"), (PendulumEnv, "reset"), (torch, "ra
 @pytest.mark.slow
 def test_signal_at_a_step(
     script: str,
-    where: tuple,
+    where: tuple[Any, str],
     call: int,
     step: int,
     flags: list,
@@ -410,7 +410,7 @@ AT_RESET = (worlds.Regulator, "reset"), 2 + 21, 209, SHORT
 @pytest.mark.slow
 def test_fault(
     script: str,
-    where: tuple,
+    where: tuple[Any, str],
     call: int,
     step: int,
     flags: list,
@@ -425,7 +425,7 @@ def test_fault(
         at_call(patch, *where, call, fault)
         with pytest.raises(ZeroDivisionError) as error:
             main(script, *QUICK[script], *flags, "--runs-dir", tmp_path)
-    assert error.traceback[-1].path.name == "test_checkpoints.py"
+    assert Path(error.traceback[-1].path).name == "test_checkpoints.py"
     path = stopped_at(step, tmp_path, capsys.readouterr().out)
     main(script, "--resume", path)
     assert ("note:" in capsys.readouterr().out) == (script == PPO)
@@ -609,7 +609,7 @@ def test_other_settings(script: str, tmp_path: Path, monkeypatch: Any, capsys: A
     monkeypatch.setenv("WANDB_MODE", "disabled")
     path = finished(script, tmp_path, "--total-timesteps=60") / "checkpoint.pt"
     module, before, changes = importlib.import_module(script), contents(path.parent), {}
-    others = {"env_id": "worlds:Endless-v0", "env_kwargs": '{"g": 5.0}'}
+    others: dict[str, Any] = {"env_id": "worlds:Endless-v0", "env_kwargs": '{"g": 5.0}'}
     others |= {"num_steps": 40, "surrogate": "unclipped"}
     kinds = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v + 0.001}
     settings = read_checkpoint(path.parent)["args"]

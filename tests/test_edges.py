@@ -350,7 +350,7 @@ ACTED = {
     "half": Box(-1, 1, (2,), np.float16),
     "whole": Box(-3, 5, (2,), np.int64),
     "bytes": Box(0, 255, (2,), np.uint8),
-    "uneven": Box(np.float32([-1, 0]), np.float32([0, 7])),
+    "uneven": Box(np.array([-1, 0], np.float32), np.array([0, 7], np.float32)),
 }
 VECTOR = Box(-1, 1, (3,))
 

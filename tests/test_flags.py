@@ -16,6 +16,7 @@ import types
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -54,17 +55,28 @@ V1 = "sac_v1_value_net"
 ALL = [*WATCHED, PPO]
 
 # === All flags, with their defaults ===============================================================
-EVERYWHERE = {"env_id": "Pendulum-v1", "env_kwargs": "{}", "max_episode_steps": 0, "seed": 1}
+EVERYWHERE: dict[str, Any] = {
+    "env_id": "Pendulum-v1",
+    "env_kwargs": "{}",
+    "max_episode_steps": 0,
+    "seed": 1,
+}
 EVERYWHERE |= {"device": "cpu", "num_threads": 1, "gamma": 0.99, "compile": False}
 EVERYWHERE |= {"log_frequency": 100, "eval_frequency": 2500, "eval_episodes": 10}
 EVERYWHERE |= {"checkpoint_frequency": 5000, "resume": "", "runs_dir": "runs", "track": False}
-OFF_POLICY = {"hidden_dim": 256, "policy_lr": 3e-4, "q_lr": 1e-3, "tau": 0.005, "batch_size": 256}
+OFF_POLICY: dict[str, Any] = {
+    "hidden_dim": 256,
+    "policy_lr": 3e-4,
+    "q_lr": 1e-3,
+    "tau": 0.005,
+    "batch_size": 256,
+}
 OFF_POLICY |= {"buffer_size": 1_000_000, "learning_starts": 1000, "updates_per_step": 1.0}
 OFF_POLICY |= {"max_grad_norm": 0.0}
 TUNED = {"autotune": True, "alpha": 0.2, "alpha_lr": 1e-3, "target_entropy_scale": 1.0}
 EXPLORING = {"exploration_noise": 0.1, "exploration_noise_final": 0.1}
 TRICKS = {"double_q": True, "policy_frequency": 2, "policy_noise": 0.2, "noise_clip": 0.5}
-DEFAULTS = {
+OWN: dict[str, dict[str, Any]] = {
     "sac_continuous": OFF_POLICY | TUNED | {"total_timesteps": 10_000},
     HER: OFF_POLICY
     | TUNED
@@ -85,7 +97,7 @@ DEFAULTS = {
     | {"norm_reward": True, "norm_adv": True, "ent_coef": 0.0, "vf_coef": 0.5}
     | {"max_grad_norm": 0.5, "target_kl": 0.0},
 }
-DEFAULTS = {script: EVERYWHERE | own for script, own in DEFAULTS.items()}
+DEFAULTS = {script: EVERYWHERE | own for script, own in OWN.items()}
 ELSEWHERE = {"resume": "test_checkpoints.py"}  # the tests of these flags
 
 
@@ -141,7 +153,7 @@ LEARNT = f"{AFTER_TARGET} alpha_optimizer log_alpha"
 DRAWN = "warm-up starts action rows generator targets later " + LEARNT
 
 # Flag, value, what must change, what may, and other settings of both runs.
-EFFECTS = [
+EFFECTS: list[Any] = [
     ("policy_lr", 0.02, "actor", "slow later", {}),
     ("q_lr", 0.02, f"{CRITICS} v", "actor_optimizer v_optimizer actor slow later", {}),
     ("alpha_lr", 0.02, "log_alpha", "later", {}),
@@ -710,7 +722,12 @@ def test_where_goals_in_hindsight_come_from(strategy, run_of, script):
 
 
 # === What changes in a run of PPO =================================================================
-ITERATIONS = {"num_envs": 2, "num_steps": 8, "total_timesteps": 48, "num_minibatches": 2}
+ITERATIONS: dict[str, Any] = {
+    "num_envs": 2,
+    "num_steps": 8,
+    "total_timesteps": 48,
+    "num_minibatches": 2,
+}
 ITERATIONS |= {"update_epochs": 2, "hidden_dim": 8, "learning_rate": 0.01, "clip_coef": 0.02}
 ITERATIONS |= {"max_grad_norm": 0.0, "checkpoint_frequency": 0}
 AFTER_GRADIENT = "later weights clipped kl_coef"

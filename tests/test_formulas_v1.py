@@ -124,11 +124,11 @@ def test_an_update_by_hand(alpha, scale, reg):
         assert target.shape == (B,)
         np.testing.assert_allclose(metrics["v"], mlp(v, obs)[:, 0], atol=1e-4)
 
-        def half_square(soft=soft, obs=obs, v=v):
+        def value_half_square(soft=soft, obs=obs, v=v):
             return 0.5 * np.mean((mlp(v, obs)[:, 0] - soft) ** 2)
 
         assert list(value.gradients) == ["v"]
-        assert value.loss == metrics["value_loss"] == pytest.approx(half_square(), rel=1e-4)
-        assert_slopes(half_square, v, value.gradients["v"], rel=1e-3, abs=1e-4)
+        assert value.loss == metrics["value_loss"] == pytest.approx(value_half_square(), rel=1e-4)
+        assert_slopes(value_half_square, v, value.gradients["v"], rel=1e-3, abs=1e-4)
 
         assert_targets_followed(update, TAU)

@@ -419,7 +419,7 @@ ONE_PAIR = {
     "if": lambda a, d: 0.0 if np.linalg.norm(a - d) < SIDE else -1.0,
     "norm of all": lambda a, d: -np.linalg.norm(a - d),
     "first number": lambda a, d: -np.abs((a - d)[0]),
-    "one number in a table": lambda a, d: np.float32([-np.abs(a - d).sum()]),
+    "one number in a table": lambda a, d: np.array([-np.abs(a - d).sum()], np.float32),
 }
 
 

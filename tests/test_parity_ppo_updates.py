@@ -13,6 +13,7 @@ Where the peer differs, as it is known:
 
 import dataclasses
 import itertools
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -33,7 +34,12 @@ import ppo_continuous as ppo
 
 OBS, ACT = 5, 3  # of the peer's world
 UPDATES = 3
-SETTINGS = {"num_steps": 20, "num_envs": 2, "num_minibatches": 4, "update_epochs": 4}
+SETTINGS: dict[str, Any] = {
+    "num_steps": 20,
+    "num_envs": 2,
+    "num_minibatches": 4,
+    "update_epochs": 4,
+}
 SETTINGS |= {"learning_rate": 0.01, "clip_coef": 0.1, "vf_coef": 0.8, "max_grad_norm": 0.5}
 
 

@@ -40,7 +40,8 @@ class Staggered(worlds.Corridor):
 
     def reset(self, *, seed=None, options=None):
         gym.Env.reset(self, seed=seed)
-        self.time, self.ends, self.die = 0, *self.np_random.integers((1, 0), (7, 3))
+        self.time = 0
+        self.ends, self.die = self.np_random.integers((1, 0), (7, 3))
         self.number = self.np_random.random()
         return self.observe(), {}
 

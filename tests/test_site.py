@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -207,8 +207,11 @@ class Site:
 
     def build(self) -> subprocess.CompletedProcess:
         cache = os.environ.get("MARGINALIA_CACHE", str(DOCS / "_cache"))
-        command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", "docs", self.html]
-        options = {"cwd": self.folder, "env": os.environ | {"MARGINALIA_CACHE": cache}}
+        command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", "docs", str(self.html)]
+        options: dict[str, Any] = {
+            "cwd": self.folder,
+            "env": os.environ | {"MARGINALIA_CACHE": cache},
+        }
         return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
     def replace(self, file: str, old: str, new: str) -> None:

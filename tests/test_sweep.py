@@ -56,8 +56,8 @@ def expand(*tables: dict[str, Any], runs_dir: str = "runs") -> list[sweep.Run]:
     return sweep.expand(blocks, Path(runs_dir), open_environments=False)
 
 
-def command_line(*words: str) -> int:
-    """The exit code of `python tools/sweep.py` with these words, in this process."""
+def command_line(*words: str) -> Any:
+    """What `python tools/sweep.py` with these words ends with: an exit code or a message."""
     try:
         return sweep.main(tyro.cli(sweep.Args, args=words))
     except SystemExit as stop:
@@ -452,7 +452,11 @@ def test_a_machine_that_lacks_the_folder_or_the_script():
 
 # === All runs, on Ray =============================================================================
 # Long enough to be cut off in the middle, with 40 rows.
-LONG = TINY | {"total_timesteps": 4000, "log_frequency": 100, "checkpoint_frequency": 200}
+LONG: dict[str, Any] = TINY | {
+    "total_timesteps": 4000,
+    "log_frequency": 100,
+    "checkpoint_frequency": 200,
+}
 LONG |= {"updates_per_step": 0.25}
 
 

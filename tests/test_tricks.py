@@ -1,6 +1,7 @@
 """TD3 without its three tricks is DDPG, bit for bit, and each of the tricks does something."""
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,12 @@ import ddpg_continuous as ddpg
 import td3_continuous as td3
 
 OFF = {"double_q": False, "policy_frequency": 1, "policy_noise": 0.0}
-COMMON = {"total_timesteps": 300, "learning_starts": 100, "hidden_dim": 32, "batch_size": 32}
+COMMON: dict[str, Any] = {
+    "total_timesteps": 300,
+    "learning_starts": 100,
+    "hidden_dim": 32,
+    "batch_size": 32,
+}
 COMMON |= {"exploration_noise": 0.3, "num_threads": 1, "eval_episodes": 1, "log_frequency": 50}
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import helpers
@@ -60,7 +61,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     found = {}
     for script in SCRIPTS:
         module = importlib.import_module(script)
-        own = {"env_id": "Pendulum-v1"}
+        own: dict[str, Any] = {"env_id": "Pendulum-v1"}
         if script == "sac_her_continuous":
             own = {"env_id": "PointReach-v0", "max_episode_steps": 10}
         folder = tmp_path_factory.mktemp(script)
@@ -377,7 +378,12 @@ def run_short(command: str, folder: Path) -> dict:
     name, *words = shlex.split(re.sub(r"\$(seed|alpha)\b", "1", command))
     module = importlib.import_module(name.removesuffix(".py"))
     args = tyro.cli(module.Args, args=words)
-    short = {"total_timesteps": 120, "hidden_dim": 8, "eval_frequency": 0, "eval_episodes": 1}
+    short: dict[str, Any] = {
+        "total_timesteps": 120,
+        "hidden_dim": 8,
+        "eval_frequency": 0,
+        "eval_episodes": 1,
+    }
     short |= {"checkpoint_frequency": 0, "runs_dir": str(folder), "compile": False, "track": False}
     if hasattr(args, "num_steps"):
         size = max(1, args.num_minibatches // args.num_envs)
