@@ -253,6 +253,27 @@ def test_seed_and_episodes(trained, run, capsys):
     assert f"note: the run had numpy 1.0, here is {np.__version__}" in capsys.readouterr().out
 
 
+def test_a_film_asks_for_the_moving_camera(run, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(enjoy, "follow", lambda env, options: asked.append(options))
+    play(run, out=tmp_path / "a.gif", seconds=0.1, numbers=False)
+    assert len(asked) == 1
+
+
+def test_the_camera_moves_along():
+    """MuJoCo's own; not where the run names another, nor where there is none."""
+    pytest.importorskip("mujoco")
+    for options, follows in [({}, True), ({"camera_id": 0}, False), ({"camera_name": "x"}, False)]:
+        env = gym.make("Hopper-v5")
+        before = env.unwrapped.mujoco_renderer.camera_id
+        enjoy.follow(env, options)
+        own = env.unwrapped.model.camera("track").id
+        assert env.unwrapped.mujoco_renderer.camera_id == (own if follows else before) and own == 0
+        env.close()
+    for name in ("InvertedPendulum-v5", "Pendulum-v1"):
+        enjoy.follow(gym.make(name), {})
+
+
 @pytest.mark.slow_but("sac_continuous", "ppo_continuous")
 @each_script
 def test_gif(trained, run, tmp_path):

@@ -260,6 +260,20 @@ def play(env: gym.Env, actor: torch.nn.Module, script: ModuleType, settings: Any
     return returns
 
 
+def follow(env: gym.Env, options: dict[str, Any]) -> None:
+    """Film MuJoCo's robots with their own camera that moves along: gymnasium's stands still.
+
+    Not where the run's --env-kwargs name a camera.
+    """
+    world = env.unwrapped
+    named = any("camera" in name for name in options)
+    if named or not hasattr(world, "mujoco_renderer"):
+        return
+    for number in range(world.model.ncam):
+        if world.model.camera(number).name == "track":
+            world.mujoco_renderer.camera_id = number
+
+
 def main(args: Args) -> list[float]:
     """Play; return the episodes' returns."""
     model = find_model(args.run, args.best)
@@ -282,6 +296,7 @@ def main(args: Args) -> list[float]:
         print(f"note: no time limit; here an episode ends after {script.EVAL_STEPS} steps")
         env = gym.wrappers.TimeLimit(env, script.EVAL_STEPS)
     if args.out:
+        follow(env, options)
         env = Film(env, args)
     elif not args.numbers:
         with explain(f"cannot open a window ({INSTALL})"):
