@@ -83,7 +83,12 @@ def run_tests(place: Path, tests: tuple[str, ...]) -> None:
 
 
 def exit_code(place: Path, tests: tuple[str, ...]) -> int:
-    """Of pytest for these tests in that folder: quickly where there is fork, else anew."""
+    """Of pytest for these tests in that folder: quickly where there is fork, else anew.
+
+    No bytecode is kept: to Python, two texts of the same length within a second have the same one.
+    """
+    sys.dont_write_bytecode = True  # of a fork
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # of all others
     if not hasattr(os, "fork"):
         with open(place / "output.txt", "w") as output:
             command = [sys.executable, "-m", "pytest", *OPTIONS, *tests]

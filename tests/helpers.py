@@ -105,7 +105,7 @@ TINY: dict[str, Any] = {
 }
 TINY |= {"log_frequency": 10, "eval_frequency": 0, "eval_episodes": 1}
 TINY = dict.fromkeys(
-    [*OFF_POLICY, "sac_her_continuous"], TINY | {"batch_size": 8, "learning_starts": 40}
+    [*OFF_POLICY, "sac_her_continuous"], TINY | {"batch_size": 8, "learning_starts": 20}
 ) | {"ppo_continuous": TINY | {"num_steps": 10, "num_minibatches": 2, "update_epochs": 1}}
 # Long enough for a second episode, whose start is a draw of the environment.
 PENDULUM: dict[str, Any] = {"env_id": "Pendulum-v1", "total_timesteps": 240}

@@ -3,8 +3,11 @@
 import ast
 import csv
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import slip_tables
@@ -221,3 +224,29 @@ def test_a_run_is_made_once_and_drawn(measure, tmp_path, monkeypatch, capsys):
     for row in found:
         row["mark"] = "older" if row["slip"] == "" else row["mark"]
     assert [run[1:] for run in curves.runs_to_do(found)] == [(None, 1)]
+
+
+# --- the runner ---------------------------------------------------------------------------------
+ALTERNATE = """
+import check_slips
+from pathlib import Path
+from typing import Any
+place = Path.cwd()
+check_slips.load_libraries()
+for number in (1, 2, 1, 2, 1):
+    (place / "number.py").write_text(f"N = {number}")
+    print(check_slips.exit_code(place, ("test_it.py",)))
+"""
+
+
+TEST = "import number\n\n\ndef test():\n    assert number.N == 1\n"
+
+
+@pytest.mark.slow
+def test_what_is_run_is_what_is_written(tmp_path):
+    """Also where a text is as long as the one before, and both are of the same second."""
+    (tmp_path / "test_it.py").write_text(TEST)
+    env = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "PYTHONDONTWRITEBYTECODE": ""}
+    options: dict[str, Any] = {"env": env, "cwd": tmp_path, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", ALTERNATE], timeout=120, **options)
+    assert done.stdout.split() == ["0", "1", "0", "1", "0"], done.stdout + done.stderr
