@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [*sorted(ROOT.glob("*_continuous.py")), ROOT / "sac_v1_value_net.py"]
 # Of the algorithms and their training loops. All tests together would take an hour.
 NAMES = "agents blocks columns formulas her per ppo tricks transitions updates wiring".split()
-NAMES += ["refusals", "worlds"]
+NAMES += ["parity_updates", "refusals", "worlds"]
 TESTS = sorted(str(path) for name in NAMES for path in ROOT.glob(f"tests/test_{name}*.py"))
 
 

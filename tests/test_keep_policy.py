@@ -1,7 +1,9 @@
 """tools/keep_policy.py keeps the actor of a run. That it plays as the run: test_enjoy.py."""
 
+import re
 from pathlib import Path
 
+import enjoy
 import keep_policy
 import pytest
 import torch
@@ -49,3 +51,20 @@ def test_refusals(run, tmp_path):
     with pytest.raises(SystemExit, match="^error: there is no actor in"):
         kept(actorless, tmp_path / "others")
     assert not (tmp_path / "others").exists()
+
+
+# --- those that come with the project -----------------------------------------------------------
+POLICIES = Path(keep_policy.__file__).parents[1] / "policies"
+KEPT = {path.parent.name: path for path in sorted(POLICIES.glob("*/model.pt"))}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_policy_that_comes_along_can_do_its_task(name):
+    """Its returns are those that the page tells, but for the rounding of another processor."""
+    if name.startswith("Hopper"):
+        pytest.importorskip("mujoco")
+    page = (POLICIES / "README.md").read_text(encoding="utf-8")
+    (told,) = re.findall(rf"^\| `{name}` .*\| (-?\d+) \|$", page, re.MULTILINE)
+    returns = enjoy.main(enjoy.Args(POLICIES / name, numbers=True, episodes=10))
+    assert sum(returns) / 10 == pytest.approx(float(told), rel=0.02, abs=5)
+    assert KEPT[name].stat().st_size < 400_000

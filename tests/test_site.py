@@ -198,8 +198,8 @@ class Site:
         for file in [*ROOT.glob("*.py"), *ROOT.glob("*.md")]:
             shutil.copy(file, folder)
         unwanted = ["_build", "_cache", "project", "__pycache__"]
-        for name, more in {"docs": [], "benchmarks": ["*.csv"], "tests/slips": []}.items():
-            leave_out = shutil.ignore_patterns(*unwanted, *more)
+        for name in ("docs", "benchmarks", "policies", "tests/slips"):
+            leave_out = shutil.ignore_patterns(*unwanted, *(["*.csv"] * (name == "benchmarks")))
             shutil.copytree(ROOT / name, folder / name, ignore=leave_out)
         shutil.copy(ROOT / "tests" / "slip_tables.py", folder / "tests")
         self.html = folder / "docs" / "_build" / "html"

@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING and the pages of benchmarks/ are pages of the site, too, as they are.
+"""README, CONTRIBUTING, and the pages of benchmarks/ and policies/ are pages of the site, too.
 
 They are copied into docs/project before the build. A link in any page leads to the page of the site
 that its target has become; one to another file of the repository leads to its address on the web,
@@ -22,6 +22,7 @@ def copied(root: Path) -> list[Path]:
     """What is copied, relative to the repository."""
     files = [root / "README.md", root / "CONTRIBUTING.md"]
     files += [*root.glob("benchmarks/**/*.md"), *root.glob("benchmarks/**/*.png")]
+    files += [*root.glob("policies/*.md"), *root.glob("policies/*.gif")]
     return sorted(file.relative_to(root) for file in files)
 
 

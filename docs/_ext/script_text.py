@@ -36,7 +36,12 @@ class Script:
         first, *rest = [node for node in tree.body if node.lineno <= self.end]
         blocks = {"header": range(1, first.end_lineno + 1)}
         before = first.end_lineno
-        while rest and isinstance(rest[0], ast.Import | ast.ImportFrom | ast.If):
+        room_2 = 0
+        for number, line in enumerate(self.lines, 1):
+            if line.startswith("# === 2."):
+                room_2 = number
+        kinds = ast.Import | ast.ImportFrom | ast.If
+        while rest and (isinstance(rest[0], kinds) or rest[0].lineno < room_2):
             blocks["imports"] = range(before + 1, rest[0].end_lineno + 1)
             rest.pop(0)
         before = max(lines.stop for lines in blocks.values()) - 1
