@@ -29,15 +29,6 @@ SIDE_BY_SIDE = {
     ", only observations normalised": ("ours, observations", "", ""),
 }
 HEADER = ["", "task", "steps", "Marginalia", "Stable-Baselines3", "SBX"]
-# tools/aggregate.py's pictures: folder of results, its CSV, the runs' name, heading.
-AGGREGATES = (
-    (
-        "ppo_normalisation",
-        "normalisation.csv",
-        "ppo_continuous",
-        "PPO's two normalisations on four tasks",
-    ),
-)
 
 
 def read_defaults(folder: Path) -> dict[tuple[str, str], list[dict[str, str]]]:
@@ -114,22 +105,24 @@ def draw(folder: Path, out: Path) -> None:
             panel.set_yticks(range(len(order)), order)
             panel.set_ylim(len(order) - 0.4, -0.6)
             panel.set_title(f"{NAMES[algorithm]}, {task}, {last:,} steps", fontsize=10)
-            panel.set_xlim(left=min(0, panel.get_xlim()[0]))
+            low, high = panel.get_xlim()
+            panel.set_xlim(min(0, low), high + 0.03 * abs(high))  # from 0; no point is cut
             panel.set_xlabel("return at the end")
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, metadata=plot.METADATA[".png"])
     print(f"wrote {out}")
 
 
-def draw_aggregates() -> None:
+def draw_aggregate() -> None:
+    """The picture and the table of PPO's normalisations over four tasks."""
     sys.path.append(str(ROOT / "tools"))
     import aggregate
 
-    for folder, file, label, title in AGGREGATES:
-        place = common.RESULTS / folder
-        picture, table = place / "aggregate.png", place / "aggregate.md"
-        files: dict[str, Any] = {"out": picture, "table": table}
-        aggregate.main(aggregate.Args((place / file,), labels=(label,), title=title, **files))
+    place = common.RESULTS / "ppo_normalisation"
+    about: dict[str, Any] = {"labels": ("ppo_continuous",)}
+    about |= {"title": "PPO's two normalisations on four tasks"}
+    files: dict[str, Any] = {"out": place / "aggregate.png", "table": place / "aggregate.md"}
+    aggregate.main(aggregate.Args((place / "normalisation.csv",), **about, **files))
 
 
 def main(check: bool = False) -> None:
@@ -153,7 +146,7 @@ def main(check: bool = False) -> None:
             raise SystemExit(f"not what the CSV files say: {', '.join(stale)}")
         return
     draw(DEFAULTS, DEFAULTS / "defaults.png")
-    draw_aggregates()
+    draw_aggregate()
 
 
 if __name__ == "__main__":

@@ -464,7 +464,7 @@ def test_a_page_keeps_what_is_not_between_its_marks(tmp_path, monkeypatch):
     evaluations(tmp_path / "td3_Hopper-v5.csv", ours=[500])
     monkeypatch.setattr(results_pages, "PAGES", (page,))
     monkeypatch.setattr(results_pages, "DEFAULTS", tmp_path)
-    monkeypatch.setattr(results_pages, "draw_aggregates", lambda: None)
+    monkeypatch.setattr(results_pages, "draw_aggregate", lambda: None)
     with pytest.raises(SystemExit, match="^not what the CSV files say: .*page.md$"):
         results_pages.main(check=True)
     assert page.read_text(encoding="utf-8") == f"before\n{marks}after\n"

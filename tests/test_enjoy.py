@@ -270,8 +270,13 @@ def test_the_camera_moves_along():
         own = env.unwrapped.model.camera("track").id
         assert env.unwrapped.mujoco_renderer.camera_id == (own if follows else before) and own == 0
         env.close()
-    for name in ("InvertedPendulum-v5", "Pendulum-v1"):
-        enjoy.follow(gym.make(name), {})
+    without = gym.make("InvertedPendulum-v5")
+    before = without.unwrapped.mujoco_renderer.camera_id
+    enjoy.follow(without, {})
+    assert without.unwrapped.model.ncam == 0
+    assert without.unwrapped.mujoco_renderer.camera_id == before
+    without.close()
+    enjoy.follow(gym.make("Pendulum-v1"), {})  # it is not of MuJoCo, and is left alone
 
 
 @pytest.mark.slow_but("sac_continuous", "ppo_continuous")

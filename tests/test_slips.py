@@ -230,7 +230,6 @@ def test_a_run_is_made_once_and_drawn(measure, tmp_path, monkeypatch, capsys):
 ALTERNATE = """
 import check_slips
 from pathlib import Path
-from typing import Any
 place = Path.cwd()
 check_slips.load_libraries()
 for number in (1, 2, 1, 2, 1):
